@@ -1,0 +1,74 @@
+"""Multi-head latent attention of one layer (DeepSeek-V2, section 2.1), in its absorbed or expanded form."""
+
+from __future__ import annotations
+
+from tvm.relax import Expr, Var
+
+from relax_model.graph import Graph, tensor
+from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.step import Step
+
+# The norms inside attention keep this whatever rms_norm_eps says: DeepSeek's code leaves theirs at its default.
+_INNER_EPS = 1e-6
+
+
+def attention_shape(graph: Graph) -> AttentionShape:
+    """The attention kernels' shape for the model that `graph` builds."""
+    config = graph.config
+    return AttentionShape(
+        heads=config.num_attention_heads,
+        kv_lora_rank=config.kv_lora_rank,
+        nope=config.qk_nope_head_dim,
+        rope=config.qk_rope_head_dim,
+        v=config.v_head_dim,
+        interleaved=config.rope.interleaved,
+        scale=config.softmax_scale,
+        page_size=graph.options.page_size,
+        cache_dtype=graph.options.cache_dtype,
+    )
+
+
+def attention(graph: Graph, prefix: str, x: Expr, residual: Expr, cache: Expr, step: Step) -> tuple[Var, Var]:
+    """x, residual (rows, hidden) → residual + attention(x), and the cache with the rows' latents appended."""
+    shape = attention_shape(graph)
+    rows = x.ty.shape[0]
+    q = _query(graph, prefix, x)  # (rows, heads · (nope + rope))
+    kv_a = graph.linear(f"{prefix}.kv_a_proj_with_mqa", x)  # (rows, latent_width)
+    norm = graph.parameter(f"{prefix}.kv_a_layernorm.weight")
+    where = [step.positions, step.sequences, step.page_table]
+    append = [kv_a, *norm, step.rope_table, *where, cache]
+    cache = graph.call_inplace("latent_append", (shape, _INNER_EPS), append, place=len(append) - 1)
+    kv_b = graph.parameter(f"{prefix}.kv_b_proj")
+    layout = graph.options.layout
+    if step.expanded:
+        o = graph.call(
+            "expanded_attention",
+            (layout, shape, graph.options.prefill_block),
+            [q, step.rope_table, *kv_b, *where, cache],
+            tensor((rows, shape.heads * shape.v)),
+        )
+    else:
+        q_latent = graph.call(
+            "query_absorb",
+            (layout, shape),
+            [q, step.rope_table, *kv_b],
+            tensor((rows, shape.heads, shape.latent_width)),
+        )
+        o_latent = graph.call(
+            "absorbed_attention",
+            (shape,),
+            [q_latent, *where, cache],
+            tensor((rows, shape.heads, shape.kv_lora_rank)),
+        )
+        o = graph.call("value_project", (layout, shape), [o_latent, *kv_b], tensor((rows, shape.heads * shape.v)))
+    return graph.linear(f"{prefix}.o_proj", o, residual), cache
+
+
+def _query(graph: Graph, prefix: str, x: Expr) -> Var:
+    rank = graph.config.q_lora_rank
+    if rank is None:
+        return graph.linear(f"{prefix}.q_proj", x)
+    q_a = graph.linear(f"{prefix}.q_a_proj", x)
+    weight = graph.parameter(f"{prefix}.q_a_layernorm.weight")
+    q_a = graph.call("rms_norm", (rank, _INNER_EPS), [q_a, *weight], tensor((x.ty.shape[0], rank)))
+    return graph.linear(f"{prefix}.q_b_proj", q_a)

@@ -1,0 +1,111 @@
+"""A Relax function under construction: parameters by name, kernels by operator. Everything emitted is a registry call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+from tvm.relax import BlockBuilder, Expr, Var
+
+from relax_model.config import ModelConfig
+from relax_model.kernels import registry
+from relax_model.kernels.cpu_tiles import CpuTile
+from relax_model.layout import Layout, layout_of
+from relax_model.parameters import Parameter, parameters
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a library is built for, beside the model itself."""
+
+    layout: Layout
+    family: str  # kernel family: "cpu"
+    page_size: int
+    cache_dtype: str
+    max_rows: int  # rows of one step, at most
+    prefill_block: int  # rows of an expanded prefill, at most
+    tile: CpuTile  # tuned values of the kernels' register tiles
+
+
+# The router's weights are exact whatever the quantization of the rest.
+EXACT = layout_of("q0f32")
+
+
+class Graph:
+    """Emits calls to kernels into the function that `builder` is building."""
+
+    def __init__(self, builder: BlockBuilder, config: ModelConfig, options: BuildOptions, packed: Var) -> None:
+        self.builder, self.config, self.options = builder, config, options
+        self._parameters = {parameter.name: parameter for parameter in parameters(config)}
+        self._packed = packed
+        self._places = {
+            name: place
+            for place, name in enumerate(
+                name for parameter in self._parameters.values() for name in parameter.buffers(options.layout)
+            )
+        }
+
+    def parameter(self, name: str) -> list[Expr]:
+        """The stored arrays of a parameter: codes and scales, or the values alone."""
+        arrays = self._parameters[name].buffers(self.options.layout)
+        return [relax.TupleGetItem(self._packed, self._places[array]) for array in arrays]
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The logical shape of a parameter."""
+        return self._parameters[name].shape
+
+    def call(
+        self,
+        operator: str,
+        builder_arguments: Sequence[object],
+        inputs: Sequence[Expr],
+        out: relax.TensorType | list[relax.TensorType],
+    ) -> Var:
+        """Emit a call of the kernel of `operator`, built with `builder_arguments`, and return its output(s)."""
+        func = registry.build(operator, self.options.family, *builder_arguments, tile=self.options.tile)
+        symbol = self.builder.add_func(func, operator)
+        return self.builder.emit(relax.call_tir(symbol, list(inputs), out))
+
+    def call_inplace(self, operator: str, builder_arguments: Sequence[object], inputs: Sequence[Expr], place: int) -> Var:
+        """The same for a kernel that writes into its input number `place`; returns that input's new value."""
+        func = registry.build(operator, self.options.family, *builder_arguments, tile=self.options.tile)
+        symbol = self.builder.add_func(func, operator)
+        return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), place, inputs[place].ty))
+
+    def linear(self, name: str, x: Expr, residual: Expr | None = None) -> Var:
+        """x · Wᵀ (+ residual) with the parameter `name`."""
+        out, width = self.shape_of(name)
+        rows = x.ty.shape[0]
+        extra = [] if residual is None else [residual]
+        return self.call(
+            "linear",
+            (self.options.layout, out, width, residual is not None),
+            [x, *self.parameter(name), *extra],
+            tensor((rows, out)),
+        )
+
+    def constant(self, values: np.ndarray) -> Expr:
+        """A constant of the library."""
+        return relax.const(values)
+
+
+def tensor(shape: Sequence[object], dtype: str = "float32") -> relax.TensorType:
+    """The type of a tensor of this shape, symbolic or not."""
+    return relax.TensorType(list(shape), dtype)
+
+
+def packed_types(config: ModelConfig, layout: Layout) -> list[tuple[str, relax.TensorType]]:
+    """(name, type) of every stored array in the order of the packed argument."""
+    result = []
+    for parameter in parameters(config):
+        result += [(name, _stored_type(spec.shape, spec.dtype)) for name, spec in parameter.buffers(layout).items()]
+    return result
+
+
+def _stored_type(shape: tuple[int, ...], dtype: str) -> relax.TensorType:
+    return tensor(shape, "uint16" if dtype == "bfloat16" else dtype)
+
+
+__all__ = ["EXACT", "BuildOptions", "Graph", "Parameter", "packed_types", "tensor"]

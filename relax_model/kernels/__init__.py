@@ -1,0 +1,1 @@
+"""The operators' kernels: one folder an operator, one module a target family, found through `registry`."""

@@ -1,0 +1,35 @@
+"""The numbers that an attention kernel is built for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Widths as in config.json; `cache_dtype` is the latent cache's, `scale` the factor on the scores."""
+
+    heads: int
+    kv_lora_rank: int
+    nope: int
+    rope: int
+    v: int
+    interleaved: bool
+    scale: float
+    page_size: int
+    cache_dtype: str
+
+    @property
+    def latent_width(self) -> int:
+        """Values of a cached token."""
+        return self.kv_lora_rank + self.rope
+
+    @property
+    def query_width(self) -> int:
+        """Values of a head's query."""
+        return self.nope + self.rope
+
+    @property
+    def expanded_width(self) -> int:
+        """Rows of `kv_b_proj` that belong to a head: its position-free key's and its value's."""
+        return self.nope + self.v

@@ -1,0 +1,1 @@
+"""Products with stored matrices, and what stands between two of them."""

@@ -1,0 +1,250 @@
+"""Mixture-of-experts kernels for CPUs. A *pair* is (row, slot): `row · num_experts_per_tok + slot`.
+
+Pairs are sorted by expert, so that each expert's weights are unpacked once for all rows that chose it; a pair's
+result depends on its row and expert alone.
+"""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from relax_model.config import RouterConfig
+from relax_model.kernels.cpu_tiles import (
+    CpuTile,
+    block_rows,
+    multiplier,
+    padded,
+    scale_names,
+    stored,
+    unpacker,
+    without,
+)
+from relax_model.kernels.registry import kernel
+from relax_model.layout import Layout
+
+_LOWEST = -3.0e38
+
+
+@kernel("route", "cpu")
+def route(router: RouterConfig, *, tile: CpuTile) -> PrimFunc:
+    """Router logits float32 (rows, experts), [bias (experts,)] → experts int32 and weights float32 (rows, top-k).
+
+    Scores are softmax or sigmoid; the choice is by score + `e_score_correction_bias` within the best groups (a group's
+    score: its best expert's for group_limited_greedy, its best two experts' sum for noaux_tc), the weight by score
+    alone (DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2). The lower index wins a tie.
+    """
+    experts, top_k = router.n_routed_experts, router.num_experts_per_tok
+    groups, chosen_groups = router.n_group, router.topk_group
+    size = experts // groups
+    biased, sigmoid = router.has_correction_bias, router.scoring_func == "sigmoid"
+    summed = 2 if router.topk_method == "noaux_tc" else 1
+    # DeepSeek-V2's gate scales only what it does not normalise.
+    normalized = router.norm_topk_prob and (sigmoid or top_k > 1)
+    scaling = 1.0 if normalized and not sigmoid else router.routed_scaling_factor
+
+    @T.prim_func(private=True, s_tir=True)
+    def route_cpu(logits: T.handle, bias: T.Buffer((experts,), "float32"), ids: T.handle, weights: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        m = T.int64()
+        Logits = T.match_buffer(logits, (m, experts), "float32")
+        Ids = T.match_buffer(ids, (m, top_k), "int32")
+        Weights = T.match_buffer(weights, (m, top_k), "float32")
+        with T.sblock("root"):
+            for i in T.parallel(m):
+                score = T.alloc_buffer((experts,), "float32", scope="global")
+                choice = T.alloc_buffer((experts,), "float32", scope="global")
+                group = T.alloc_buffer((groups,), "float32", scope="global")
+                best = T.alloc_buffer((1,), "int32", scope="global")
+                total = T.alloc_buffer((2,), "float32", scope="global")
+                if sigmoid:
+                    for e in T.serial(experts):
+                        score[e] = T.float32(1) / (T.float32(1) + T.exp(-Logits[i, e]))
+                else:
+                    total[0] = T.float32(_LOWEST)
+                    total[1] = T.float32(0)
+                    for e in T.serial(experts):
+                        total[0] = T.max(total[0], Logits[i, e])
+                    for e in T.serial(experts):
+                        score[e] = T.exp(Logits[i, e] - total[0])
+                        total[1] = total[1] + score[e]
+                    for e in T.serial(experts):
+                        score[e] = score[e] / total[1]
+                for e in T.serial(experts):
+                    choice[e] = score[e] + bias[e] if biased else score[e]
+                if chosen_groups < groups:
+                    for g in T.serial(groups):
+                        total[0] = T.float32(_LOWEST)  # the best of the group
+                        total[1] = T.float32(_LOWEST)  # the second best
+                        for e in T.serial(size):
+                            total[1] = T.max(total[1], T.min(total[0], choice[g * size + e]))
+                            total[0] = T.max(total[0], choice[g * size + e])
+                        group[g] = total[0] + total[1] if summed == 2 else total[0]
+                    for c in T.serial(chosen_groups):
+                        best[0] = 0
+                        for g in T.serial(groups):
+                            if group[g] > group[best[0]]:
+                                best[0] = g
+                        group[best[0]] = T.float32(_LOWEST) * T.float32(1.1)  # -inf marks a chosen group
+                    for g in T.serial(groups):
+                        if group[g] >= T.float32(_LOWEST):
+                            for e in T.serial(size):
+                                choice[g * size + e] = T.float32(_LOWEST)
+                total[0] = T.float32(0)
+                for s in T.serial(top_k):
+                    best[0] = 0
+                    for e in T.serial(experts):
+                        if choice[e] > choice[best[0]]:
+                            best[0] = e
+                    choice[best[0]] = T.float32(_LOWEST)
+                    Ids[i, s] = best[0]
+                    Weights[i, s] = score[best[0]]
+                    total[0] = total[0] + score[best[0]]
+                for s in T.serial(top_k):
+                    Weights[i, s] = (
+                        Weights[i, s] / (total[0] + T.float32(1e-20)) if normalized else Weights[i, s]
+                    ) * T.float32(scaling)
+
+    return without(route_cpu, *(() if biased else ("bias",)))
+
+
+@kernel("sort_by_expert", "cpu")
+def sort_by_expert(experts: int, top_k: int, *, tile: CpuTile) -> PrimFunc:
+    """Experts int32 (rows, top-k) → pairs int32 (rows, top-k), expert by expert, and offsets int32 (experts + 1,).
+
+    A stable counting sort: expert e's pairs lie at offsets[e] … offsets[e + 1] in flat order.
+    """
+
+    @T.prim_func(private=True, s_tir=True)
+    def sort_by_expert_cpu(ids: T.handle, pairs: T.handle, offsets: T.Buffer((experts + 1,), "int32")):
+        T.func_attr({"tirx.noalias": True})
+        m = T.int64()
+        Ids = T.match_buffer(ids, (m, top_k), "int32")
+        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
+        with T.sblock("root"):
+            place = T.alloc_buffer((experts,), "int32", scope="global")
+            for e in T.serial(experts + 1):
+                offsets[e] = 0
+            for i in T.serial(m):
+                for s in T.serial(top_k):
+                    offsets[Ids[i, s] + 1] = offsets[Ids[i, s] + 1] + 1
+            for e in T.serial(experts):
+                offsets[e + 1] = offsets[e + 1] + offsets[e]
+                place[e] = offsets[e]
+            for i in T.serial(m):
+                for s in T.serial(top_k):
+                    Pairs[place[Ids[i, s]] // top_k, place[Ids[i, s]] % top_k] = T.Cast("int32", i * top_k + s)
+                    place[Ids[i, s]] = place[Ids[i, s]] + 1
+
+    return sort_by_expert_cpu
+
+
+@kernel("expert_linear", "cpu")
+def expert_linear(
+    layout: Layout, experts: int, out: int, width: int, top_k: int, per_pair: bool, *, tile: CpuTile
+) -> PrimFunc:
+    """Each pair's row times its expert's matrix, W (experts, out, width) in `layout` → float32 (pairs, out).
+
+    x is float32 (rows, width), one row for all pairs of a token, or with `per_pair` (pairs, width).
+    Tasks are blocks of output rows through all experts, so that threads carry equal bytes whatever the routing.
+    """
+    (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (experts, out, width))
+    block = block_rows(tile, width)
+    panel_width = padded(layout, width)
+    unpack = unpacker(layout, width)
+    many, one = (multiplier(tile, rows, tile.columns, block, width) for rows in (tile.rows, 1))
+    data_flat = (experts * out, data_shape[-1])
+    scale_flat = (experts * out, scale_shape[-1])
+    scaled = not scale_names(layout)
+
+    @T.prim_func(private=True, s_tir=True)
+    def expert_linear_cpu(
+        x: T.handle,
+        pairs: T.handle,
+        offsets: T.Buffer((experts + 1,), "int32"),
+        data: T.Buffer(data_shape, data_dtype),
+        scale: T.Buffer(scale_shape, scale_dtype),
+        y: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        m, n, p = T.int64(), T.int64(), T.int64()
+        X = T.match_buffer(x, (n, width), "float32")
+        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
+        Y = T.match_buffer(y, (p, out), "float32")
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            Data = T.decl_buffer(data_flat, data_dtype, data=data.data)
+            Scale = T.decl_buffer(scale_flat, scale_dtype, data=scale.data) if scaled else Data
+            for b in T.parallel(T.ceildiv(out, block)):
+                panel = T.alloc_buffer((block, panel_width), "float32", scope="global")
+                for e in T.serial(experts):
+                    if offsets[e + 1] > offsets[e]:
+                        for i in T.serial(block):
+                            unpack(panel, i, Data, Scale, e * out + T.min(b * block + i, out - 1), 0)
+                        for t in T.serial((offsets[e + 1] - offsets[e]) // tile.rows):
+                            many(
+                                panel,
+                                out - b * block,
+                                lambda i, k: X[
+                                    Pairs[
+                                        (offsets[e] + t * tile.rows + i) // top_k,
+                                        (offsets[e] + t * tile.rows + i) % top_k,
+                                    ]
+                                    // (1 if per_pair else top_k),
+                                    k,
+                                ],
+                                Y,
+                                lambda i, c: (
+                                    Pairs[
+                                        (offsets[e] + t * tile.rows + i) // top_k,
+                                        (offsets[e] + t * tile.rows + i) % top_k,
+                                    ],
+                                    b * block + c,
+                                ),
+                                lambda i, c: T.float32(0),
+                            )
+                        for t in T.serial((offsets[e + 1] - offsets[e]) % tile.rows):
+                            one(
+                                panel,
+                                out - b * block,
+                                lambda i, k: X[
+                                    Pairs[(offsets[e + 1] - 1 - t) // top_k, (offsets[e + 1] - 1 - t) % top_k]
+                                    // (1 if per_pair else top_k),
+                                    k,
+                                ],
+                                Y,
+                                lambda i, c: (
+                                    Pairs[(offsets[e + 1] - 1 - t) // top_k, (offsets[e + 1] - 1 - t) % top_k],
+                                    b * block + c,
+                                ),
+                                lambda i, c: T.float32(0),
+                            )
+
+    return without(expert_linear_cpu, *scale_names(layout))
+
+
+@kernel("combine_experts", "cpu")
+def combine_experts(width: int, top_k: int, *, tile: CpuTile) -> PrimFunc:
+    """Σ over slots, in order, of weight · expert output, onto `base` (the residual and the shared experts).
+
+    outputs float32 (pairs, width), weights (rows, top-k), base (rows, width) → float32 (rows, width).
+    """
+
+    @T.prim_func(private=True, s_tir=True)
+    def combine_experts_cpu(outputs: T.handle, weights: T.handle, base: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        m, p = T.int64(), T.int64()
+        Outputs = T.match_buffer(outputs, (p, width), "float32")
+        Weights = T.match_buffer(weights, (m, top_k), "float32")
+        Base = T.match_buffer(base, (m, width), "float32")
+        Y = T.match_buffer(y, (m, width), "float32")
+        with T.sblock("root"):
+            for i in T.parallel(m):
+                for k in T.serial(width):
+                    Y[i, k] = Base[i, k]
+                for s in T.serial(top_k):
+                    for k in T.serial(width):
+                        Y[i, k] = T.fma(Weights[i, s], Outputs[i * top_k + s, k], Y[i, k])
+
+    return combine_experts_cpu

@@ -1,0 +1,75 @@
+"""(operator, family) → builder: the only way from the model to a kernel."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import TypeVar
+
+from tvm.tirx import PrimFunc
+
+Builder = Callable[..., PrimFunc]
+_B = TypeVar("_B", bound=Builder)
+
+# operator → the folder under relax_model/kernels/ that holds its families
+_FOLDERS = {
+    "embedding": "embedding",
+    "rms_norm": "norm",
+    "mtp_input": "norm",
+    "rope_table": "rope",
+    "linear": "linear",
+    "silu_mul": "linear",
+    "select_rows": "linear",
+    "latent_append": "attention",
+    "query_absorb": "attention",
+    "query_rope": "attention",
+    "absorbed_attention": "attention",
+    "value_project": "attention",
+    "expanded_attention": "attention",
+    "route": "moe",
+    "sort_by_expert": "moe",
+    "expert_linear": "moe",
+    "combine_experts": "moe",
+}
+_BUILDERS: dict[tuple[str, str], Builder] = {}
+
+
+def kernel(operator: str, family: str) -> Callable[[_B], _B]:
+    """Enter a builder for `operator` on a target family; a second one for the same pair is our mistake."""
+    assert operator in _FOLDERS, f"{operator} has no folder in the registry"
+
+    def enter(builder: _B) -> _B:
+        assert (operator, family) not in _BUILDERS, f"{operator} for {family} is registered twice"
+        _BUILDERS[operator, family] = builder
+        return builder
+
+    return enter
+
+
+@cache
+def build(operator: str, family: str, *args: object, **kwargs: object) -> PrimFunc:
+    """The kernel of `operator` for `family`; equal arguments give the same function object.
+
+    Raises KeyError, listing the families there are, where the operator has no kernel for this one.
+    """
+    importlib.import_module(f"relax_model.kernels.{_FOLDERS[operator]}.{family}")
+    if (operator, family) not in _BUILDERS:
+        known = sorted(name for known_operator, name in _BUILDERS if known_operator == operator)
+        raise KeyError(f"operator {operator} has no kernel for {family}; there are: {', '.join(known)}")
+    with _stack_without_source():
+        return _BUILDERS[operator, family](*args, **kwargs).with_attr("relax_model.operator", operator)
+
+
+@contextmanager
+def _stack_without_source() -> Iterator[None]:
+    """TVMScript's decorators call `inspect.stack()`, which by default reads source lines for every frame that nobody
+    looks at: half of the time that building a model takes."""
+    original = inspect.stack
+    inspect.stack = partial(original, 0)
+    try:
+        yield
+    finally:
+        inspect.stack = original

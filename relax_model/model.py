@@ -1,0 +1,149 @@
+"""The decoder and its MTP layers, and the functions that a library exports.
+
+    step             tokens → logits of the wanted rows and all rows' hidden states; attention absorbed
+    prefill          the same for one whole block of a prompt; attention expanded
+    draft            (with MTP) next tokens and hidden states → logits of the token after next, and hidden states
+
+The latent caches come in as one tuple of tensors and are appended to in place; everything else is returned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import IRModule, relax, tirx
+from tvm.relax import BlockBuilder, Expr, Var
+
+from relax_model.attention import attention
+from relax_model.config import ModelConfig
+from relax_model.graph import BuildOptions, Graph, packed_types, tensor
+from relax_model.moe import mlp, moe
+from relax_model.step import Step
+
+
+def build_module(config: ModelConfig, options: BuildOptions) -> IRModule:
+    """The IRModule of `config`: its exported functions, and the kernels that they call."""
+    builder = BlockBuilder()
+    _export_step(builder, config, options, "step", expanded=False)
+    _export_step(builder, config, options, "prefill", expanded=True)
+    if config.num_nextn_predict_layers:
+        _export_draft(builder, config, options)
+    return builder.finalize()
+
+
+class _Arguments:
+    """The arguments that every exported function takes, in their order."""
+
+    def __init__(self, config: ModelConfig, options: BuildOptions) -> None:
+        def size(name: str) -> tirx.Var:
+            return tirx.Var(name, "int64")
+
+        self.rows, wanted = size("rows"), size("wanted")
+        sequences, longest, pages = size("sequences"), size("longest"), size("pages")
+        self.wanted_rows = wanted
+        self.tokens = relax.Var("tokens", tensor((self.rows,), "int32"))
+        self.hidden = relax.Var("hidden", tensor((self.rows, config.hidden_size)))
+        self.positions = relax.Var("positions", tensor((self.rows,), "int32"))
+        self.sequences = relax.Var("sequences", tensor((self.rows,), "int32"))
+        self.page_table = relax.Var("page_table", tensor((sequences, longest), "int32"))
+        self.wanted = relax.Var("wanted", tensor((wanted,), "int32"))
+        cache = tensor((pages, options.page_size, config.latent_width), options.cache_dtype)
+        self.caches = relax.Var("caches", relax.TupleType([cache] * config.num_cached_layers))
+        types = [type_ for _, type_ in packed_types(config, options.layout)]
+        self.packed = relax.Var("parameters", relax.TupleType(types))
+
+    def step(self) -> list[Var]:
+        where = [self.positions, self.sequences, self.page_table, self.wanted]
+        return [self.tokens, *where, self.caches, self.packed]
+
+    def draft(self) -> list[Var]:
+        return [self.tokens, self.hidden, *self.step()[1:]]
+
+
+def _attributes(options: BuildOptions) -> dict[str, object]:
+    return {"tir_var_upper_bound": {"rows": options.max_rows, "wanted": options.max_rows}}
+
+
+def _step(graph: Graph, arguments: _Arguments, expanded: bool) -> Step:
+    rope = graph.config.rope
+    frequencies = graph.constant(rope.inverse_frequencies().astype(np.float32))
+    table = graph.call(
+        "rope_table",
+        (rope.dim, rope.magnitude),
+        [arguments.positions, frequencies],
+        tensor((arguments.rows, rope.dim)),
+    )
+    return Step(arguments.positions, arguments.sequences, arguments.page_table, table, expanded)
+
+
+def _export_step(
+    builder: BlockBuilder, config: ModelConfig, options: BuildOptions, name: str, expanded: bool
+) -> None:
+    arguments = _Arguments(config, options)
+    with builder.function(name, arguments.step(), attrs=_attributes(options)):
+        with builder.dataflow():
+            graph = Graph(builder, config, options, arguments.packed)
+            step = _step(graph, arguments, expanded)
+            x = _embed(graph, arguments.tokens)
+            for layer in range(config.num_hidden_layers):
+                x = _decoder_layer(graph, layer, x, arguments.caches, step)
+            hidden = _norm(graph, "model.norm.weight", x)
+            outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
+            result = builder.emit_output(outputs)
+        builder.emit_func_output(result)
+
+
+def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOptions) -> None:
+    """The first MTP layer (DeepSeek-V3 report, section 2.2): `hidden` is the main model's, after its final norm,
+    or this function's own of the step before."""
+    arguments = _Arguments(config, options)
+    layer = config.num_hidden_layers
+    with builder.function("draft", arguments.draft(), attrs=_attributes(options)):
+        with builder.dataflow():
+            graph = Graph(builder, config, options, arguments.packed)
+            step = _step(graph, arguments, expanded=False)
+            prefix, width = f"model.layers.{layer}", config.hidden_size
+            norms = graph.parameter(f"{prefix}.enorm.weight") + graph.parameter(f"{prefix}.hnorm.weight")
+            joined = graph.call(
+                "mtp_input",
+                (width, config.rms_norm_eps),
+                [_embed(graph, arguments.tokens), arguments.hidden, *norms],
+                tensor((arguments.rows, 2 * width)),
+            )
+            x = graph.linear(f"{prefix}.eh_proj", joined)
+            x = _decoder_layer(graph, layer, x, arguments.caches, step)
+            hidden = _norm(graph, f"{prefix}.shared_head.norm.weight", x)
+            outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
+            result = builder.emit_output(outputs)
+        builder.emit_func_output(result)
+
+
+def _embed(graph: Graph, tokens: Expr) -> Var:
+    vocabulary, width = graph.shape_of("model.embed_tokens")
+    table = graph.parameter("model.embed_tokens")
+    out = tensor((tokens.ty.shape[0], width))
+    return graph.call("embedding", (graph.options.layout, vocabulary, width), [tokens, *table], out)
+
+
+def _norm(graph: Graph, name: str, x: Expr) -> Var:
+    arguments = (graph.config.hidden_size, graph.config.rms_norm_eps)
+    return graph.call("rms_norm", arguments, [x, *graph.parameter(name)], x.ty)
+
+
+def _decoder_layer(graph: Graph, layer: int, x: Expr, caches: Var, step: Step) -> Var:
+    """One layer on its own cache; x (rows, hidden) → (rows, hidden)."""
+    prefix = f"model.layers.{layer}"
+    cache = graph.builder.emit(relax.TupleGetItem(caches, layer))
+    normed = _norm(graph, f"{prefix}.input_layernorm.weight", x)
+    x, _ = attention(graph, f"{prefix}.self_attn", normed, x, cache, step)
+    normed = _norm(graph, f"{prefix}.post_attention_layernorm.weight", x)
+    feed_forward = moe if graph.config.moe_layers[layer] else mlp
+    return feed_forward(graph, f"{prefix}.mlp", normed, x)
+
+
+def _logits(graph: Graph, hidden: Expr, arguments: _Arguments) -> Var:
+    """The head on the wanted rows alone → (wanted, vocabulary)."""
+    width = graph.config.hidden_size
+    out = tensor((arguments.wanted_rows, width))
+    selected = graph.call("select_rows", (width,), [hidden, arguments.wanted], out)
+    head = "model.embed_tokens" if graph.config.tie_word_embeddings else "lm_head"
+    return graph.linear(head, selected)
