@@ -1,0 +1,85 @@
+"""One configuration, one quantization, one target → one native library, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mlc_dsv3.compiler.link import find_linker, link
+from mlc_dsv3.compiler.metadata import describe
+from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.progress import progress
+from relax_model.config import ModelConfig
+from relax_model.layout import layout_of
+
+
+def compile_model(
+    config: ModelConfig,
+    quantization: str,
+    device: str,
+    output: Path,
+    *,
+    target_cpu: str | None = None,
+    context_window: int | None = None,
+) -> Path:
+    """Compile `config` for `device` and write the library to `output`, under a temporary name until it is whole.
+
+    `context_window` in tokens is the longest sequence that the runtime accepts (default: the model's own).
+    Raises UserError for an unknown device or quantization, a context over the model's, or a machine that cannot link.
+    """
+    target = resolve_target(device, target_cpu)
+    window = context_window or config.max_position_embeddings
+    if not 1 <= window <= config.max_position_embeddings:
+        raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
+    layout_of(quantization)
+    find_linker()
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with progress(f"Compiling for {target.level}", total=4) as advance:
+        import tvm
+        from tvm import relax
+
+        from mlc_dsv3.compiler.pipeline import add_metadata, lower
+        from relax_model.model import build_module
+
+        options = build_options(target, quantization)
+        module = build_module(config, options)
+        advance(1)
+        metadata = describe(config, quantization, options, target, window)
+        module = lower(add_metadata(module, metadata.to_json()))
+        advance(1)
+        executable = relax.build(module, tvm_target(target), relax_pipeline=None)
+        advance(1)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            partial = Path(folder) / output.name
+            executable.export_library(str(partial), fcompile=link)
+            os.replace(partial, output)
+        advance(1)
+    return output
+
+
+def build_options(target: CompileTarget, quantization: str) -> object:
+    """The model's BuildOptions for a target and a quantization."""
+    from relax_model.graph import BuildOptions
+    from relax_model.kernels.cpu_tiles import CpuTile
+
+    return BuildOptions(
+        layout=layout_of(quantization),
+        family=target.family,
+        page_size=target.default("page_size"),
+        cache_dtype=target.cache_dtype(quantization),
+        max_rows=target.default("max_rows"),
+        prefill_block=target.default("prefill_block"),
+        tile=CpuTile(**dict(target.tuned)),
+    )
+
+
+def tvm_target(target: CompileTarget) -> object:
+    """TVM's Target: the architecture and exactly the features of the level, no processor model beside them."""
+    import tvm
+
+    triple = f"{target.arch}-linux-gnu" if os.uname().sysname == "Linux" else "arm64-apple-macos"
+    features = [f"+{feature}" for feature in target.features]
+    return tvm.target.Target({**dict(target.tvm), "mtriple": triple, "mattr": features})

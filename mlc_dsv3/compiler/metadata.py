@@ -1,0 +1,101 @@
+"""What a library says of itself: written into it at compilation, compared with an artifact before both are used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from mlc_dsv3.errors import UserError
+from relax_model.config import ModelConfig
+from relax_model.graph import BuildOptions
+from relax_model.layout import layout_of
+from relax_model.parameters import parameters
+
+# Raised whenever an older runtime could not drive a newer library, or the other way round.
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """A library's contents: the model and quantization it is for, its target, and the bounds of its functions."""
+
+    format_version: int
+    product_version: str
+    model_type: str
+    config_digest: str
+    quantization: str
+    device: str
+    level: str
+    arch: str
+    features: tuple[str, ...]
+    context_window: int
+    page_size: int
+    max_rows: int
+    prefill_block: int
+    cache_dtype: str
+    latent_width: int
+    num_caches: int
+    functions: tuple[str, ...]
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
+
+    def to_json(self) -> str:
+        """The text that `_metadata()` returns."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Metadata:
+        """Read `_metadata()`'s text; UserError for a library of another format version."""
+        fields = json.loads(text)
+        if fields.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"the library has format version {fields.get('format_version')}, and this program reads "
+                f"{FORMAT_VERSION}; compile it again"
+            )
+        fields["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
+        for name in ("features", "functions"):
+            fields[name] = tuple(fields[name])
+        return Metadata(**fields)
+
+    def refuse_unless_for(self, config: ModelConfig, quantization: str, library: str) -> None:
+        """UserError, by the name of the first field that differs, unless the library fits this model's artifact."""
+        for field, mine, theirs in (
+            ("model_type", self.model_type, config.model_type),
+            ("quantization", self.quantization, quantization),
+            ("config", self.config_digest, config.digest()),
+        ):
+            if mine != theirs:
+                shown = (mine[:12], theirs[:12]) if field == "config" else (mine, theirs)
+                raise UserError(
+                    f"library {library} does not fit the model: {field} is {shown[0]} in the library and {shown[1]} in "
+                    "the model; compile the library from this model"
+                )
+
+
+def describe(
+    config: ModelConfig, quantization: str, options: BuildOptions, target: object, context_window: int
+) -> Metadata:
+    """The metadata of a library about to be compiled for `target`, a CompileTarget."""
+    from mlc_dsv3 import __version__
+
+    layout = layout_of(quantization)
+    arrays = [array for parameter in parameters(config) for array in parameter.buffers(layout).items()]
+    return Metadata(
+        format_version=FORMAT_VERSION,
+        product_version=__version__,
+        model_type=config.model_type,
+        config_digest=config.digest(),
+        quantization=quantization,
+        device=target.device,
+        level=target.level,
+        arch=target.arch,
+        features=target.features,
+        context_window=context_window,
+        page_size=options.page_size,
+        max_rows=options.max_rows,
+        prefill_block=options.prefill_block,
+        cache_dtype=options.cache_dtype,
+        latent_width=config.latent_width,
+        num_caches=config.num_cached_layers,
+        functions=("step", "prefill", *(("draft",) if config.num_nextn_predict_layers else ())),
+        parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),
+    )

@@ -1,0 +1,122 @@
+"""Targets as `build/*.toml` describes them, matched with a processor: the only reader of that folder."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlc_dsv3.errors import UserError
+
+# A wheel carries the folder inside the package; a source checkout has it beside.
+_FOLDERS = (Path(__file__).parents[1] / "build", Path(__file__).parents[2] / "build")
+_ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True)
+class CompileTarget:
+    """A device to compile for, down to the processor's features."""
+
+    device: str
+    family: str
+    level: str
+    arch: str
+    features: tuple[str, ...]
+    tvm: tuple[tuple[str, str], ...]
+    tuned: tuple[tuple[str, int], ...]
+    defaults: tuple[tuple[str, Any], ...]
+    cache_dtypes: tuple[tuple[str, str], ...]
+
+    def default(self, name: str) -> Any:
+        """A value of the target's `[defaults]`."""
+        return dict(self.defaults)[name]
+
+    def cache_dtype(self, quantization: str) -> str:
+        """The latent cache's dtype for weights of this quantization."""
+        dtypes = dict(self.cache_dtypes)
+        return dtypes.get(quantization, dtypes["other"])
+
+
+@cache
+def device_names() -> tuple[str, ...]:
+    """The devices that `build/` describes."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+
+
+@cache
+def read_description(device: str) -> dict[str, Any]:
+    """A device's TOML file; UserError lists the known devices."""
+    path = _folder() / f"{device}.toml"
+    if not path.is_file():
+        raise UserError(f"device {device!r} is unknown; known: {', '.join(device_names())}")
+    return tomllib.loads(path.read_text())
+
+
+def resolve_target(device: str = "auto", target_cpu: str | None = None) -> CompileTarget:
+    """The target for `device` ("auto" is the CPU), at the processor level `target_cpu` or the best one this host has.
+
+    Raises UserError for an unknown device or level, and for a processor below every level.
+    """
+    description = read_description("cpu" if device == "auto" else device)
+    level = _level(description["level"], target_cpu)
+    return CompileTarget(
+        device=description["target"]["name"],
+        family=description["target"]["family"],
+        level=level["name"],
+        arch=level["arch"],
+        features=tuple(level["features"]),
+        tvm=tuple(description["target"]["tvm"].items()),
+        tuned=tuple(level["tuned"].items()),
+        defaults=tuple(description["defaults"].items()),
+        cache_dtypes=tuple(description["cache_dtype"].items()),
+    )
+
+
+def _level(levels: list[dict[str, Any]], target_cpu: str | None) -> dict[str, Any]:
+    if target_cpu is not None:
+        for level in levels:
+            if level["name"] == target_cpu:
+                return level
+        raise UserError(f"--target-cpu {target_cpu!r} is unknown; known: {', '.join(level['name'] for level in levels)}")
+    arch, has = host_arch(), host_features()
+    for level in levels:
+        if level["arch"] == arch and not set(level["features"]) - has:
+            return level
+    wanted = next((level for level in reversed(levels) if level["arch"] == arch), None)
+    if wanted is None:
+        raise UserError(f"this machine is {platform.machine()}; libraries are for {', '.join(_supported(levels))}")
+    lacking = sorted(set(wanted["features"]) - has)
+    raise UserError(f"this processor lacks {', '.join(lacking)}, which the lowest level, {wanted['name']}, needs")
+
+
+def _supported(levels: list[dict[str, Any]]) -> list[str]:
+    return sorted({level["arch"] for level in levels})
+
+
+def host_arch() -> str:
+    """This machine's architecture by LLVM's name."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The processor's features by LLVM's names, as the operating system lists them."""
+    if host_arch() == "aarch64":
+        return frozenset({"neon"})
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import tvm
+
+        cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
+        features = tvm.get_global_func("target.llvm_get_cpu_features")
+        return frozenset(map(str, features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))))
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return frozenset(flags)
+
+
+def _folder() -> Path:
+    return next(folder for folder in _FOLDERS if (folder / "cpu.toml").is_file())

@@ -1,0 +1,90 @@
+"""A compiled library with its mapped weights and its latent caches: what the engine drives, a step at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlc_dsv3.compiler.metadata import Metadata
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.weights import Artifact
+from relax_model.config import ModelConfig
+
+
+class CompiledModel:
+    """The model on the CPU. Weights stay where they are mapped; the caches are this object's own."""
+
+    def __init__(self, library: Library, config: ModelConfig, parameters: Any) -> None:
+        self.config = config
+        self.metadata: Metadata = library.metadata
+        self._step, self._prefill = library.function("step"), library.function("prefill")
+        self._draft = library.function("draft") if "draft" in self.metadata.functions else None
+        self._parameters = parameters
+        self._caches: Any = None
+
+    @staticmethod
+    def load(artifact: Artifact, library: Path, *, threads: int | None = None) -> CompiledModel:
+        """Open `library`, refuse it unless it fits `artifact`, and map the weights. `threads`: default all cores."""
+        import tvm_ffi
+
+        opened = Library(library)
+        opened.metadata.refuse_unless_for(artifact.model_config, artifact.quantization, str(library))
+        _set_threads(threads)
+        mapped = artifact.map_parameters()
+        arrays = [tvm_ffi.from_dlpack(mapped[name]) for name, _, _ in opened.metadata.parameters]
+        return CompiledModel(opened, artifact.model_config, tvm_ffi.convert(arrays))
+
+    def cache_bytes_per_page(self) -> int:
+        """Bytes that one page takes in all layers' caches together."""
+        itemsize = np.dtype(self.metadata.cache_dtype).itemsize
+        return self.metadata.num_caches * self.metadata.page_size * self.metadata.latent_width * itemsize
+
+    def allocate_cache(self, num_pages: int) -> None:
+        """Give every layer a latent cache of `num_pages` pages; what an earlier one held is gone."""
+        import tvm_ffi
+
+        shape = (num_pages, self.metadata.page_size, self.metadata.latent_width)
+        # NumPy's zeros are untouched memory: a page costs nothing until it is first written.
+        caches = [np.zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
+        self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in caches])
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Append the batch's rows to the cache and run them."""
+        function = self._prefill if batch.expanded else self._step
+        return self._run(function, _tensor(batch.tokens), batch=batch)
+
+    def draft(self, batch: Batch, hidden: np.ndarray) -> StepOutput:
+        """Run the MTP layer: `batch.tokens` are the next tokens, `hidden` float32 (rows, hidden_size) the states that
+        they follow. UserError where the model has no MTP layer."""
+        if self._draft is None:
+            raise UserError("this model has no multi-token prediction layer")
+        return self._run(self._draft, _tensor(batch.tokens), _tensor(hidden, np.float32), batch=batch)
+
+    def _run(self, function: Any, *first: Any, batch: Batch) -> StepOutput:
+        assert self._caches is not None, "allocate_cache comes before the first step"
+        assert 0 < len(batch.tokens) <= self.metadata.max_rows and len(batch.wanted) > 0
+        where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
+        logits, hidden = function(*first, *map(_tensor, where), self._caches, self._parameters)
+        return StepOutput(logits.numpy(), hidden.numpy())
+
+
+def _tensor(array: np.ndarray, dtype: type = np.int32) -> Any:
+    import tvm
+
+    return tvm.runtime.tensor(np.ascontiguousarray(array, dtype))
+
+
+def _set_threads(threads: int | None) -> None:
+    import os
+
+    import tvm
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UserError(f"threads is {threads}; this machine has 1 to {cores}")
+    use_as_many_as_asked = 0
+    tvm.get_global_func("runtime.config_threadpool")(use_as_many_as_asked, threads or cores)
