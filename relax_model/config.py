@@ -38,20 +38,82 @@ MODEL_TYPES = tuple(_FAMILIES)
 
 # Fields that training, generation or tooling reads and inference does not.
 _WITHOUT_EFFECT = frozenset(
-    "architectures attention_dropout auto_map aux_loss_alpha bos_token_id dtype embedding_initializer_range eos_token_id "
-    "ep_size head_dim initializer_range model_type num_key_value_heads output_router_logits pad_token_id pretraining_tp "
-    "qk_head_dim quantization_config seq_aux torch_dtype transformers_version use_cache _name_or_path "
-    "output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id "
-    "problem_type routed_scaling_learnable num_experts".split()
+    {
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "aux_loss_alpha",
+        "bos_token_id",
+        "dtype",
+        "embedding_initializer_range",
+        "eos_token_id",
+        "ep_size",
+        "head_dim",
+        "initializer_range",
+        "model_type",
+        "num_key_value_heads",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "qk_head_dim",
+        "quantization_config",
+        "seq_aux",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "_name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "routed_scaling_learnable",
+        "num_experts",
+    }
 )
 _FIELDS = frozenset(
-    "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads q_lora_rank "
-    "kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts num_local_experts n_shared_experts "
-    "num_experts_per_tok "
-    "first_k_dense_replace moe_layer_freq mlp_layer_types scoring_func topk_method n_group topk_group norm_topk_prob "
-    "routed_scaling_factor rms_norm_eps hidden_act attention_bias mlp_bias rope_theta rope_scaling rope_parameters "
-    "rope_interleave partial_rotary_factor max_position_embeddings tie_word_embeddings num_nextn_predict_layers "
-    "num_mtp_layers".split()
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "n_routed_experts",
+        "num_local_experts",
+        "n_shared_experts",
+        "num_experts_per_tok",
+        "first_k_dense_replace",
+        "moe_layer_freq",
+        "mlp_layer_types",
+        "scoring_func",
+        "topk_method",
+        "n_group",
+        "topk_group",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+        "rms_norm_eps",
+        "hidden_act",
+        "attention_bias",
+        "mlp_bias",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "rope_interleave",
+        "partial_rotary_factor",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "num_nextn_predict_layers",
+        "num_mtp_layers",
+    }
 )
 
 

@@ -1,4 +1,4 @@
-"""A Relax function under construction: parameters by name, kernels by operator. Everything emitted is a registry call."""
+"""A Relax function under construction: parameters by name, kernels by operator; it emits nothing but kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relax_model.config import ModelConfig
 from relax_model.kernels import registry
 from relax_model.kernels.cpu_tiles import CpuTile
 from relax_model.layout import Layout, layout_of
-from relax_model.parameters import Parameter, parameters
+from relax_model.parameters import parameters
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Graph:
         symbol = self.builder.add_func(func, operator)
         return self.builder.emit(relax.call_tir(symbol, list(inputs), out))
 
-    def call_inplace(self, operator: str, builder_arguments: Sequence[object], inputs: Sequence[Expr], place: int) -> Var:
+    def call_inplace(
+        self, operator: str, builder_arguments: Sequence[object], inputs: Sequence[Expr], place: int
+    ) -> Var:
         """The same for a kernel that writes into its input number `place`; returns that input's new value."""
         func = registry.build(operator, self.options.family, *builder_arguments, tile=self.options.tile)
         symbol = self.builder.add_func(func, operator)
@@ -106,6 +108,3 @@ def packed_types(config: ModelConfig, layout: Layout) -> list[tuple[str, relax.T
 
 def _stored_type(shape: tuple[int, ...], dtype: str) -> relax.TensorType:
     return tensor(shape, "uint16" if dtype == "bfloat16" else dtype)
-
-
-__all__ = ["EXACT", "BuildOptions", "Graph", "Parameter", "packed_types", "tensor"]

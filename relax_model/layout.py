@@ -37,7 +37,7 @@ class FloatLayout:
 class GroupLayout:
     """Groups of `group_size` neighbours in a row share a float16 scale: value = (q − `zero`) · scale.
 
-    `bits`-wide codes are packed into uint32, the first in the lowest bits (mlc-llm's `q4f16_1` and `q8f16_1`, layout NK).
+    `bits`-wide codes are packed into uint32, the first in the lowest bits (mlc-llm's `q4f16_1`, layout NK).
     A row whose width is no multiple of the group is padded with codes of value zero.
     """
 

@@ -75,9 +75,7 @@ def _step(graph: Graph, arguments: _Arguments, expanded: bool) -> Step:
     return Step(arguments.positions, arguments.sequences, arguments.page_table, table, expanded)
 
 
-def _export_step(
-    builder: BlockBuilder, config: ModelConfig, options: BuildOptions, name: str, expanded: bool
-) -> None:
+def _export_step(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, name: str, expanded: bool) -> None:
     arguments = _Arguments(config, options)
     with builder.function(name, arguments.step(), attrs=_attributes(options)):
         with builder.dataflow():

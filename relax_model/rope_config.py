@@ -99,9 +99,9 @@ def parse_rope(config: dict[str, Any], dim: int, interleaved: bool, default_thet
     theta = float(fields.get("rope_theta") or config.get("rope_theta") or default_theta)
     if theta <= 1:
         raise ConfigError(f"rope_theta is {theta}; it must be over 1")
-    for where, value in ((spelled, fields.get("partial_rotary_factor", 1)), ("", config.get("partial_rotary_factor", 1))):
-        if value not in (1, 1.0, None):
-            raise ConfigError(f"{where + '.' if where else ''}partial_rotary_factor is {value}; only 1 is supported")
+    for place in (fields, config):
+        if place.get("partial_rotary_factor", 1) not in (1, None):
+            raise ConfigError(f"partial_rotary_factor is {place['partial_rotary_factor']}; only 1 is supported")
     if kind == "default":
         _refuse_unknown(fields, _COMMON_FIELDS, spelled)
         return RopeConfig(dim, theta, interleaved, None)

@@ -38,7 +38,6 @@ def compile_model(
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"Compiling for {target.level}", total=4) as advance:
-        import tvm
         from tvm import relax
 
         from mlc_dsv3.compiler.pipeline import add_metadata, lower

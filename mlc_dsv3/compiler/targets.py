@@ -80,7 +80,8 @@ def _level(levels: list[dict[str, Any]], target_cpu: str | None) -> dict[str, An
         for level in levels:
             if level["name"] == target_cpu:
                 return level
-        raise UserError(f"--target-cpu {target_cpu!r} is unknown; known: {', '.join(level['name'] for level in levels)}")
+        known = ", ".join(level["name"] for level in levels)
+        raise UserError(f"--target-cpu {target_cpu!r} is unknown; known: {known}")
     arch, has = host_arch(), host_features()
     for level in levels:
         if level["arch"] == arch and not set(level["features"]) - has:

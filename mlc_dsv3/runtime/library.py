@@ -17,7 +17,7 @@ class Library:
     """An opened library: `metadata`, and its functions by name."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`. UserError: no such file, no library of ours, another format, a processor without its features."""
+        """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""
         check_pins()
         import tvm
         from tvm import relax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.weights import Artifact
@@ -29,14 +31,19 @@ class CompiledModel:
     @staticmethod
     def load(artifact: Artifact, library: Path, *, threads: int | None = None) -> CompiledModel:
         """Open `library`, refuse it unless it fits `artifact`, and map the weights. `threads`: default all cores."""
-        import tvm_ffi
-
         opened = Library(library)
         opened.metadata.refuse_unless_for(artifact.model_config, artifact.quantization, str(library))
-        _set_threads(threads)
-        mapped = artifact.map_parameters()
-        arrays = [tvm_ffi.from_dlpack(mapped[name]) for name, _, _ in opened.metadata.parameters]
-        return CompiledModel(opened, artifact.model_config, tvm_ffi.convert(arrays))
+        set_threads(threads)
+        return CompiledModel.from_arrays(opened, artifact.model_config, artifact.map_parameters())
+
+    @staticmethod
+    def from_arrays(library: Library, config: ModelConfig, arrays: dict[str, np.ndarray]) -> CompiledModel:
+        """The model over arrays in memory, by name; they are used in place and must be aligned to 64 bytes."""
+        import tvm_ffi
+
+        assert all(array.ctypes.data % ALIGNMENT == 0 for array in arrays.values())
+        in_order = [tvm_ffi.from_dlpack(arrays[name]) for name, _, _ in library.metadata.parameters]
+        return CompiledModel(library, config, tvm_ffi.convert(in_order))
 
     def cache_bytes_per_page(self) -> int:
         """Bytes that one page takes in all layers' caches together."""
@@ -48,8 +55,7 @@ class CompiledModel:
         import tvm_ffi
 
         shape = (num_pages, self.metadata.page_size, self.metadata.latent_width)
-        # NumPy's zeros are untouched memory: a page costs nothing until it is first written.
-        caches = [np.zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
+        caches = [aligned_zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
         self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in caches])
 
     def step(self, batch: Batch) -> StepOutput:
@@ -66,7 +72,8 @@ class CompiledModel:
 
     def _run(self, function: Any, *first: Any, batch: Batch) -> StepOutput:
         assert self._caches is not None, "allocate_cache comes before the first step"
-        assert 0 < len(batch.tokens) <= self.metadata.max_rows and len(batch.wanted) > 0
+        assert 0 < len(batch.tokens) <= self.metadata.max_rows
+        assert len(batch.wanted) > 0
         where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
         logits, hidden = function(*first, *map(_tensor, where), self._caches, self._parameters)
         return StepOutput(logits.numpy(), hidden.numpy())
@@ -78,9 +85,8 @@ def _tensor(array: np.ndarray, dtype: type = np.int32) -> Any:
     return tvm.runtime.tensor(np.ascontiguousarray(array, dtype))
 
 
-def _set_threads(threads: int | None) -> None:
-    import os
-
+def set_threads(threads: int | None) -> int:
+    """Run kernels on this many threads (None: one for each core we may use) and return the number."""
     import tvm
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -88,3 +94,4 @@ def _set_threads(threads: int | None) -> None:
         raise UserError(f"threads is {threads}; this machine has 1 to {cores}")
     use_as_many_as_asked = 0
     tvm.get_global_func("runtime.config_threadpool")(use_as_many_as_asked, threads or cores)
+    return threads or cores

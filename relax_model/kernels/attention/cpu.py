@@ -11,7 +11,16 @@ from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention import cpu_absorbed, cpu_expanded  # noqa: F401  (they enter the registry)
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_tiles import CpuTile, block_rows, multiplier, padded, scale_names, stored, unpacker, without
+from relax_model.kernels.cpu_tiles import (
+    CpuTile,
+    block_rows,
+    multiplier,
+    padded,
+    scale_names,
+    stored,
+    unpacker,
+    without,
+)
 from relax_model.kernels.norm.cpu import normalizer
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
@@ -85,7 +94,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
     blocks = -(-rank // size)
     unpack = unpacker(layout, size)
 
-    def absorber(count: int):  # noqa: ANN202
+    def absorber(count: int):
         @T.inline
         def absorb(panel, q, y, y_at, columns):
             acc = T.alloc_buffer((count * size,), "float32", scope="global")
@@ -189,7 +198,7 @@ def value_project(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pr
     ):
         T.func_attr({"tirx.noalias": True})
         m = T.int64()
-        O = T.match_buffer(o, (m, heads, rank), "float32")  # noqa: E741
+        O = T.match_buffer(o, (m, heads, rank), "float32")
         Y = T.match_buffer(y, (m, heads * shape.v), "float32")
         with T.sblock("root"):
             T.reads()
@@ -202,9 +211,7 @@ def value_project(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pr
                         i,
                         data,
                         scale,
-                        b // blocks * shape.expanded_width
-                        + shape.nope
-                        + T.min(b % blocks * block + i, shape.v - 1),
+                        b // blocks * shape.expanded_width + shape.nope + T.min(b % blocks * block + i, shape.v - 1),
                         0,
                     )
                 for t in T.serial(m // rows):

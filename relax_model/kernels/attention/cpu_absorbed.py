@@ -51,7 +51,7 @@ def absorbed_attention(shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
         Cache = T.match_buffer(cache, (pages, page, width), shape.cache_dtype)
-        O = T.match_buffer(o, (m, shape.heads, rank), "float32")  # noqa: E741
+        O = T.match_buffer(o, (m, shape.heads, rank), "float32")
         with T.sblock("root"):
             T.reads()
             T.writes()
@@ -129,9 +129,7 @@ def absorbed_attention(shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
                         for g in T.unroll(group):
                             for w in T.unroll(span):
                                 for v in T.vectorized(lanes):
-                                    sums[(g * span + w) * lanes + v] = (
-                                        out[g, (c * span + w) * lanes + v] * state[g, 2]
-                                    )
+                                    sums[(g * span + w) * lanes + v] = out[g, (c * span + w) * lanes + v] * state[g, 2]
                         for j in T.serial(count[1]):
                             for g in T.unroll(group):
                                 for w in T.unroll(span):

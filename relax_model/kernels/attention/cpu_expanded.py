@@ -1,7 +1,7 @@
 """Expanded attention for CPUs: per-head keys and values made from the latents, block by block, for a long prefill.
 
     one task a head:   W (nope + v, kv_lora_rank), unpacked once
-    for a block of `tile.expanded_keys` cached tokens:  latents (keys, kv_lora_rank) · Wᵀ → k_nope | k_pe | v   (keys, …)
+    for a block of `tile.expanded_keys` cached tokens:  latents (keys, kv_lora_rank) · Wᵀ → k_nope | k_pe | v
         for each `tile.rows` queries:     scores → running softmax → o (rows, v)
 
 A block costs (nope + v) · kv_lora_rank multiply-adds a key once, and then (nope + rope + v) a query instead of the
@@ -23,9 +23,7 @@ _LOWEST = -3.0e38
 
 
 @kernel("expanded_attention", "cpu")
-def expanded_attention(
-    layout: Layout, shape: AttentionShape, block: int, *, tile: CpuTile
-) -> PrimFunc:
+def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, tile: CpuTile) -> PrimFunc:
     """Rows at consecutive positions of one sequence, at most `block` of them, over all cached positions up to each.
 
     q float32 (rows, heads · (nope + rope)), rotary table (rows, rope), kv_b_proj in `layout`, positions and sequences
@@ -34,7 +32,8 @@ def expanded_attention(
     rank, heads, lanes, rows, keys = shape.kv_lora_rank, shape.heads, tile.lanes, tile.rows, tile.expanded_keys
     page, query_width, expanded = shape.page_size, shape.query_width, shape.expanded_width
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * expanded, rank))
-    assert keys % rows == 0 and keys % tile.columns == 0
+    assert keys % rows == 0
+    assert keys % tile.columns == 0
     panel_rows = -(-expanded // tile.columns) * tile.columns
     unpack = unpacker(layout, rank)
     expand = multiplier(tile, rows, tile.columns, panel_rows, rank)
@@ -62,7 +61,7 @@ def expanded_attention(
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
         Cache = T.match_buffer(cache, (pages, page, shape.latent_width), shape.cache_dtype)
-        O = T.match_buffer(o, (m, heads * shape.v), "float32")  # noqa: E741
+        O = T.match_buffer(o, (m, heads * shape.v), "float32")
         with T.sblock("root"):
             T.reads()
             T.writes()

@@ -80,7 +80,7 @@ def route(router: RouterConfig, *, tile: CpuTile) -> PrimFunc:
                             total[1] = T.max(total[1], T.min(total[0], choice[g * size + e]))
                             total[0] = T.max(total[0], choice[g * size + e])
                         group[g] = total[0] + total[1] if summed == 2 else total[0]
-                    for c in T.serial(chosen_groups):
+                    for _c in T.serial(chosen_groups):
                         best[0] = 0
                         for g in T.serial(groups):
                             if group[g] > group[best[0]]:

@@ -1,0 +1,29 @@
+"""What decides a library's bytes, as one digest: the key under which it is cached."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from mlc_dsv3._pins import PINS
+from mlc_dsv3.compiler.targets import CompileTarget
+from relax_model.config import ModelConfig
+
+
+@cache
+def compiler_version() -> str:
+    """SHA-256 (hex) of the compiler itself: our sources that turn a configuration into code, and TVM's version."""
+    import relax_model
+
+    digest = hashlib.sha256("".join(f"{name}{pin}" for name, pin in PINS.items()).encode())
+    for folder in (Path(relax_model.__file__).parent, Path(__file__).parent):
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def library_key(config: ModelConfig, quantization: str, target: CompileTarget, context_window: int | None) -> str:
+    """SHA-256 (hex) of a library: the model, the quantization, the target with its values, and the compiler."""
+    parts = (config.digest(), quantization, repr(target), str(context_window), compiler_version())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
