@@ -1,0 +1,164 @@
+"""A Hugging Face checkpoint folder: its configuration, and its tensors as float32 rows.
+
+Comes from disk as `config.json` with `model.safetensors`, or with an index and shards; goes to conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.weights.decode import DECODABLE, apply_block_scales, to_float32
+from mlc_dsv3.weights.files import read_json
+from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
+from relax_model.config import ModelConfig, parse_config
+from relax_model.errors import ConfigError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SCALE_SUFFIX = "_scale_inv"
+
+
+class Checkpoint:
+    """An open checkpoint: `config` is config.json as it stands, `model_config` the same one checked."""
+
+    def __init__(self, path: Path, config: dict[str, Any], model_config: ModelConfig, files: list[SafetensorsFile]):
+        self.path = path
+        self.config = config
+        self.model_config = model_config
+        self._files = {name: file for file in files for name in file.tensors}
+        self._scale_block = _scale_block(path, config)
+
+    @staticmethod
+    def open(path: str | Path, *, ignore: Collection[str] = ()) -> Checkpoint:
+        """Open the folder `path` and check that config and files are whole; `ignore` as for `parse_config`."""
+        path = Path(path)
+        config = read_config(path)
+        try:
+            model_config = parse_config(config, ignore=ignore)
+        except ConfigError as error:
+            raise UserError(f"{path / 'config.json'}: {error}") from error
+        config = {name: value for name, value in config.items() if name not in ignore}
+        return Checkpoint(path, config, model_config, _open_files(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def names(self) -> list[str]:
+        """Names of the tensors, the block scales of fp8 weights left out."""
+        return [name for name in self._files if not self._is_scale(name)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; UserError where the checkpoint has none of this name."""
+        return self._entry(name).shape
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor as float32."""
+        self.check(name)
+        shape = self.shape(name)
+        return self.read_rows(name, 0, shape[0]) if shape else self._read(name, 0, 1).reshape(())
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` along the first axis as float32, fp8 weights multiplied by their block scales."""
+        self.check(name)
+        assert 0 <= start < stop <= self.shape(name)[0]
+        values = self._read(name, start, stop)
+        if self._entry(name).dtype == "F8_E4M3":
+            height = self._scale_block[0]
+            first = start // height
+            scales = self._read(name + _SCALE_SUFFIX, first, -(-stop // height))
+            apply_block_scales(values, scales, self._scale_block, start - first * height)
+        return values
+
+    def check(self, name: str) -> None:
+        """UserError where the tensor is missing, of a dtype that is not read, or fp8 without scales that fit."""
+        entry = self._entry(name)
+        if entry.dtype not in DECODABLE:
+            path = self._files[name].path
+            raise UserError(f"{path}: {name} has dtype {entry.dtype}; known: {', '.join(DECODABLE)}")
+        if entry.dtype != "F8_E4M3":
+            return
+        scale_name, block = name + _SCALE_SUFFIX, self._scale_block
+        if scale_name not in self._files:
+            raise UserError(f"{self.path}: {name} is fp8 and its scales {scale_name} are missing")
+        scale = self._entry(scale_name)
+        blocks = tuple(-(-extent // size) for extent, size in zip(entry.shape, block, strict=False))
+        if len(entry.shape) != 2 or scale.shape != blocks or scale.dtype not in DECODABLE:
+            raise UserError(
+                f"{self.path}: {scale_name} is {scale.dtype} {scale.shape}; {name} {entry.shape} in blocks of "
+                f"{block[0]}x{block[1]} needs float scales {blocks}"
+            )
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in set(self._files.values()):
+            file.close()
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self._files:
+            raise UserError(f"{self.path}: tensor {name} is missing")
+        return self._files[name].tensors[name]
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        entry, file = self._entry(name), self._files[name]
+        row_bytes = entry.nbytes // (entry.shape[0] if entry.shape else 1)
+        raw = file.read(entry.offset + start * row_bytes, (stop - start) * row_bytes)
+        return to_float32(raw, entry.dtype, (stop - start, *entry.shape[1:]))
+
+    def _is_scale(self, name: str) -> bool:
+        return name.endswith(_SCALE_SUFFIX) and name.removesuffix(_SCALE_SUFFIX) in self._files
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder; UserError where the folder or the file is absent or broken."""
+    if not path.is_dir():
+        raise UserError(f"{path} is {'not a folder' if path.exists() else 'absent'}; a checkpoint is a folder")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json; a checkpoint is a folder with config.json and *.safetensors")
+    return read_json(path / "config.json")
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in the order of their names."""
+    if (path / SINGLE).exists():
+        return [path / SINGLE]
+    if not (path / INDEX).exists():
+        raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; other weight formats are not read")
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{path / INDEX} has no weight_map; download it again")
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        others = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise UserError(f"{path / INDEX} names {absent[0]}{others}, which the folder lacks; download the rest")
+    return files
+
+
+def _open_files(path: Path) -> list[SafetensorsFile]:
+    files = [SafetensorsFile(file) for file in checkpoint_files(path)]
+    if files[0].path.name != SINGLE:
+        held = {file.path.name: file.tensors for file in files}
+        for name, file_name in read_json(path / INDEX)["weight_map"].items():
+            if name not in held[file_name]:
+                raise UserError(
+                    f"{path / INDEX} says that {name} is in {file_name}, and it is not; download both again"
+                )
+    return files
+
+
+def _scale_block(path: Path, config: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns that share a scale in fp8 weights."""
+    fields = config.get("quantization_config") or {}
+    method, fmt = fields.get("quant_method", "fp8"), fields.get("fmt") or "e4m3"
+    if method != "fp8" or fmt != "e4m3":
+        raise UserError(
+            f"{path}: weights quantized by {method!r} ({fmt}) are not read; known: plain floats and 'fp8' (e4m3)"
+        )
+    block = fields.get("weight_block_size") or (128, 128)
+    if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
+        raise UserError(f"{path}: quantization_config.weight_block_size is {block!r}; it must be two sizes")
+    return block[0], block[1]

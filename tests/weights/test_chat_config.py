@@ -1,0 +1,59 @@
+"""The contents of mlc-chat-config.json."""
+
+import json
+
+import pytest
+from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.weights import Checkpoint, gen_config
+from relax_model.config import parse_config
+from relax_model.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_checkpoint(tmp_path, DEEPSEEK_V3)
+
+
+def test_the_model_and_its_window_come_from_the_checkpoint(folder):
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert fields["model_type"] == "deepseek_v3" and fields["quantization"] == "q4f16_1"
+    assert fields["vocab_size"] == 160 and fields["context_window_size"] == 512
+    assert parse_config(fields["model_config"]) == parse_config(DEEPSEEK_V3)
+    assert (fields["bos_token_id"], fields["eos_token_id"], fields["pad_token_id"]) == (0, 1, None)
+
+
+def test_generation_config_wins_over_config_and_defaults(folder):
+    values = {"temperature": 0.3, "top_p": 0.95, "eos_token_id": [1, 7], "do_sample": True, "pad_token_id": None}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert fields["temperature"] == 0.3 and fields["top_p"] == 0.95 and fields["eos_token_id"] == [1, 7]
+    assert fields["repetition_penalty"] == 1.0 and fields["bos_token_id"] == 0
+
+
+def test_tokenizer_files_and_the_template_that_one_holds_are_listed(folder):
+    (folder / "tokenizer.json").write_text(json.dumps({"decoder": {"type": "ByteLevel"}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert fields["tokenizer_files"] == ["tokenizer.json", "tokenizer_config.json"]
+    assert fields["conv_template"] == "tokenizer_config.json"
+    assert fields["tokenizer_info"]["token_postproc_method"] == "byte_level"
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert gen_config(Checkpoint.open(folder), "q4f16_1")["conv_template"] == "chat_template.jinja"
+
+
+def test_a_window_over_the_models_is_refused(folder):
+    assert gen_config(Checkpoint.open(folder), "q4f16_1", context_window_size=100)["context_window_size"] == 100
+    with pytest.raises(UserError, match="context_window_size is 513; this model allows 1 to 512"):
+        gen_config(Checkpoint.open(folder), "q4f16_1", context_window_size=513)
+
+
+def test_without_mtp_the_artifacts_model_has_no_mtp_layer(folder):
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1", without_mtp=True)
+    assert parse_config(fields["model_config"]).num_nextn_predict_layers == 0
+
+
+def test_an_unknown_quantization_lists_the_known_ones(folder):
+    with pytest.raises(ConfigError, match="q5f16_9.*q4f16_1"):
+        gen_config(Checkpoint.open(folder), "q5f16_9")
