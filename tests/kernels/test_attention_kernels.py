@@ -1,0 +1,174 @@
+"""Latent attention in both forms against float64 over an explicit list of keys and values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_harness import error, run, stored
+
+from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.layout import layout_of
+
+SHAPES = {
+    "odd heads": AttentionShape(5, 40, 24, 8, 20, True, 0.2, 16, "float32"),
+    "value wider than key": AttentionShape(3, 64, 16, 16, 48, False, 0.15, 16, "float32"),
+    "one head": AttentionShape(1, 32, 8, 4, 8, True, 0.3, 8, "float32"),
+    "float16 cache": AttentionShape(4, 96, 32, 16, 32, True, 0.2, 16, "float16"),
+}
+EPS = 1e-6
+# The inputs' own rounding in a float16 cache is the oracle's too, as it reads the same cache.
+TOLERANCE = 5e-6
+
+
+def rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
+    """Rotary embedding of x (…, dim) by angles (…, dim/2); results lie in halves."""
+    half = x.shape[-1] // 2
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class World:
+    """Two sequences in one paged cache, their pages shuffled, with the tensors that a step brings."""
+
+    def __init__(self, shape: AttentionShape, quantization: str, lengths: tuple[int, int]) -> None:
+        self.shape, self.layout = shape, layout_of(quantization)
+        self.random = np.random.default_rng(11)
+        pages = [-(-length // shape.page_size) for length in lengths]
+        order = self.random.permutation(sum(pages) + 3).astype(np.int32)
+        self.page_table = np.zeros((2, max(pages)), np.int32)
+        self.page_table[0, : pages[0]] = order[: pages[0]]
+        self.page_table[1, : pages[1]] = order[pages[0] : sum(pages)]
+        cache_shape = (sum(pages) + 3, shape.page_size, shape.latent_width)
+        self.cache = self.random.standard_normal(cache_shape, np.float32).astype(shape.cache_dtype)
+        rows = shape.heads * shape.expanded_width
+        values = self.random.standard_normal((rows, shape.kv_lora_rank), np.float32) * 0.3
+        self.arrays, exact = stored(self.layout, values)
+        self.kv_b = exact.reshape(shape.heads, shape.expanded_width, shape.kv_lora_rank)
+
+    def latents(self, sequence: int, length: int) -> np.ndarray:
+        """The first `length` cached tokens of a sequence, float64."""
+        size = self.shape.page_size
+        tokens = [self.cache[self.page_table[sequence, i // size], i % size] for i in range(length)]
+        return np.array(tokens, np.float64)
+
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rotary table for some positions, and its angles."""
+        frequencies = 0.7 ** np.arange(self.shape.rope // 2)
+        angles = positions[:, None] * frequencies
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), angles
+
+    def expected(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        """Attention output (rows, heads · v) in float64, from explicit keys and values."""
+        shape = self.shape
+        _, angles = self.table(positions)
+        out = np.zeros((len(q), shape.heads, shape.v))
+        for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
+            cached = self.latents(sequence, position + 1)
+            latent, k_pe = cached[:, : shape.kv_lora_rank], cached[:, shape.kv_lora_rank :]
+            for head in range(shape.heads):
+                query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
+                q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
+                keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
+                scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
+                weights = np.exp(scores - scores.max())
+                out[row, head] = weights / weights.sum() @ values
+        return out.reshape(len(q), -1)
+
+    def absorbed(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+        """The three kernels of the absorbed form."""
+        shape, rows = self.shape, len(q)
+        table, _ = self.table(positions)
+        q_latent = run(
+            "query_absorb",
+            (self.layout, shape),
+            [q, table, *self.arrays],
+            ((rows, shape.heads, shape.latent_width), "float32"),
+        )[0]
+        o = run(
+            "absorbed_attention",
+            (shape,),
+            [q_latent, positions, sequences, self.page_table, self.cache],
+            ((rows, shape.heads, shape.kv_lora_rank), "float32"),
+        )[0]
+        out = ((rows, shape.heads * shape.v), "float32")
+        return run("value_project", (self.layout, shape), [o, *self.arrays], out)[0]
+
+    def expanded(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, block: int) -> np.ndarray:
+        """The kernel of the expanded form."""
+        table, _ = self.table(positions)
+        inputs = [q, table, *self.arrays, positions, sequences, self.page_table, self.cache]
+        out = ((len(q), self.shape.heads * self.shape.v), "float32")
+        return run("expanded_attention", (self.layout, self.shape, block), inputs, out)[0]
+
+    def queries(self, rows: int) -> np.ndarray:
+        """Random queries (rows, heads · (nope + rope))."""
+        return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_absorbed_rows_of_two_sequences_see_their_own_past_alone(name: str, quantization: str) -> None:
+    world = World(SHAPES[name], quantization, (70, 33))
+    positions = np.array([0, 69, 7, 32, 31, 8, 15, 16], np.int32)
+    sequences = np.array([0, 0, 1, 1, 1, 0, 0, 1], np.int32)
+    q = world.queries(len(positions))
+    assert error(world.absorbed(q, positions, sequences), world.expected(q, positions, sequences)) < TOLERANCE
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1"])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rows", [1, 20, 32])
+def test_an_expanded_block_sees_all_before_it_and_itself_causally(name: str, quantization: str, rows: int) -> None:
+    world = World(SHAPES[name], quantization, (20, 100))
+    positions = np.arange(64, 64 + rows, dtype=np.int32)
+    sequences = np.ones(rows, np.int32)
+    q = world.queries(rows)
+    found = world.expanded(q, positions, sequences, block=32)
+    assert error(found, world.expected(q, positions, sequences)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_of_absorbed_attention_has_the_same_bits_beside_any_others(name: str) -> None:
+    world = World(SHAPES[name], "q4f16_1", (70, 33))
+    positions = np.array([69, 32, 5, 17, 33, 0, 64], np.int32)
+    sequences = np.array([0, 1, 1, 0, 0, 1, 0], np.int32)
+    q = world.queries(len(positions))
+    together = world.absorbed(q, positions, sequences)
+    for start in range(len(positions)):
+        alone = world.absorbed(q[start:], positions[start:], sequences[start:])
+        assert np.array_equal(alone, together[start:])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_appending_normalises_rotates_and_touches_only_its_slots(name: str) -> None:
+    shape = SHAPES[name]
+    world = World(shape, "q0f32", (70, 33))
+    positions, sequences = np.array([69, 3, 32], np.int32), np.array([0, 0, 1], np.int32)
+    kv_a = world.random.standard_normal((3, shape.latent_width), np.float32)
+    weight = world.random.random(shape.kv_lora_rank, np.float32) + 0.5
+    table, angles = world.table(positions)
+    before = world.cache.copy()
+    inputs = [kv_a, weight, table, positions, sequences, world.page_table, before]
+    after = run("latent_append", (shape, EPS), inputs)[-1]
+
+    expected = before.astype(np.float64)
+    rank = shape.kv_lora_rank
+    for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
+        latent = kv_a[row, :rank].astype(np.float64)
+        latent = latent / np.sqrt((latent**2).mean() + EPS) * weight
+        slot = (world.page_table[sequence, position // shape.page_size], position % shape.page_size)
+        expected[slot][:rank] = latent
+        expected[slot][rank:] = rotate(kv_a[row, rank:].astype(np.float64), angles[row], shape.interleaved)
+    tolerance = 1e-6 if shape.cache_dtype == "float32" else 2e-3
+    assert np.abs(after - expected).max() < tolerance
+    untouched = np.abs(expected - before).max(axis=-1) == 0
+    assert np.array_equal(after[untouched], before[untouched])
+
+
+def test_the_rotary_table_holds_cosines_then_sines() -> None:
+    positions = np.array([0, 1, 999], np.int32)
+    frequencies = np.array([1.0, 0.01], np.float32)
+    found = run("rope_table", (4, 1.25), [positions, frequencies], ((3, 4), "float32"))[0]
+    angles = positions[:, None] * frequencies.astype(np.float64)
+    assert np.abs(found - 1.25 * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)).max() < 1e-4

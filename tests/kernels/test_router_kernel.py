@@ -1,0 +1,72 @@
+"""The choice of experts against a plain float64 reading of the papers' equations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_harness import run
+
+from relax_model.config import RouterConfig
+
+ROUTERS = {
+    "noaux_tc with groups": RouterConfig(16, 4, "sigmoid", "noaux_tc", 4, 2, True, 2.5),
+    "noaux_tc, one group": RouterConfig(9, 2, "sigmoid", "noaux_tc", 1, 1, True, 1.8),
+    "noaux_tc, not normalised": RouterConfig(12, 3, "sigmoid", "noaux_tc", 3, 2, False, 2.0),
+    "greedy": RouterConfig(11, 3, "softmax", "greedy", 1, 1, False, 1.0),
+    "greedy, normalised": RouterConfig(8, 3, "softmax", "greedy", 1, 1, True, 4.0),
+    "group_limited_greedy": RouterConfig(20, 4, "softmax", "group_limited_greedy", 5, 2, False, 16.0),
+    "every group chosen": RouterConfig(8, 8, "sigmoid", "noaux_tc", 2, 2, True, 1.0),
+}
+
+
+def choose(router: RouterConfig, logits: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Experts and weights of one token."""
+    logits = logits.astype(np.float64)
+    if router.scoring_func == "sigmoid":
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    choice = scores + bias if router.has_correction_bias else scores.copy()
+    grouped = choice.reshape(router.n_group, -1)
+    best = 2 if router.topk_method == "noaux_tc" else 1
+    group_scores = np.sort(grouped, axis=1)[:, -best:].sum(axis=1)
+    dropped = np.argsort(-group_scores, kind="stable")[router.topk_group :]
+    grouped[dropped] = -np.inf
+    experts = np.argsort(-choice, kind="stable")[: router.num_experts_per_tok]
+    weights = scores[experts]
+    if router.norm_topk_prob:
+        weights = weights / weights.sum()
+    if router.scoring_func == "sigmoid" or not router.norm_topk_prob:
+        weights = weights * router.routed_scaling_factor
+    return experts, weights
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routing_chooses_and_weighs_as_the_papers_say(name: str) -> None:
+    router = ROUTERS[name]
+    random = np.random.default_rng(7)
+    rows, experts, top_k = 200, router.n_routed_experts, router.num_experts_per_tok
+    logits = random.standard_normal((rows, experts), np.float32) * 2
+    bias = random.standard_normal(experts, np.float32) * 0.3
+    inputs = [logits, bias] if router.has_correction_bias else [logits]
+    ids, weights = run("route", (router,), inputs, ((rows, top_k), "int32"), ((rows, top_k), "float32"))
+    for row in range(rows):
+        expected_ids, expected_weights = choose(router, logits[row], bias)
+        assert ids[row].tolist() == expected_ids.tolist()
+        assert np.allclose(weights[row], expected_weights, rtol=1e-5)
+
+
+def test_the_bias_changes_the_choice_and_not_the_weights() -> None:
+    router = ROUTERS["noaux_tc, one group"]
+    logits = np.zeros((1, 9), np.float32)
+    bias = np.zeros(9, np.float32)
+    bias[[3, 8]] = 0.1, 0.2
+    ids, weights = run("route", (router,), [logits, bias], ((1, 2), "int32"), ((1, 2), "float32"))
+    assert ids.tolist() == [[8, 3]]
+    assert np.allclose(weights, 0.9)
+
+
+def test_the_lower_index_wins_a_tie() -> None:
+    router = ROUTERS["greedy"]
+    ids, _ = run("route", (router,), [np.zeros((1, 11), np.float32)], ((1, 3), "int32"), ((1, 3), "float32"))
+    assert ids.tolist() == [[0, 1, 2]]
