@@ -1,0 +1,136 @@
+"""One answer of a model as it streams, with what it cost: from `LLM.stream` to the session and to JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Message = dict[str, Any]  # OpenAI-style: "role" and "content"
+Prompt = str | list[Message]
+
+
+class Counters(Protocol):
+    """What an engine counts from its start on."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+    reused_tokens: int
+
+
+class Update(Protocol):
+    """What one step added to the answer."""
+
+    token_ids: Sequence[int]
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+
+
+class ChatModel(Protocol):
+    """The part of `LLM` that a conversation needs."""
+
+    @property
+    def stats(self) -> Counters: ...
+
+    def stream(self, prompt: Prompt, params: Any) -> Generator[Update]: ...
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and seconds of one answer, or of several together."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+    reused_tokens: int = 0
+
+    @staticmethod
+    def of(counters: Counters) -> Usage:
+        """The state of an engine's counters now."""
+        return Usage(
+            counters.prefill_tokens,
+            counters.prefill_seconds,
+            counters.decode_tokens,
+            counters.decode_seconds,
+            counters.reused_tokens,
+        )
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        return Usage(
+            self.prefill_tokens - earlier.prefill_tokens,
+            self.prefill_seconds - earlier.prefill_seconds,
+            self.decode_tokens - earlier.decode_tokens,
+            self.decode_seconds - earlier.decode_seconds,
+            self.reused_tokens - earlier.reused_tokens,
+        )
+
+    @property
+    def prefill_tokens_per_second(self) -> float | None:
+        """None where nothing was prefilled."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else None
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """None where the answer had no second token."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished or stopped answer; `finish_reason` is "cancelled" where Ctrl-C ended it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    prompt_tokens: int
+    usage: Usage
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the command line's JSON."""
+        usage = self.usage
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "reused_tokens": usage.reused_tokens,
+            "completion_tokens": len(self.token_ids),
+            "prefill_seconds": usage.prefill_seconds,
+            "prefill_tokens_per_second": usage.prefill_tokens_per_second,
+            "decode_seconds": usage.decode_seconds,
+            "decode_tokens_per_second": usage.decode_tokens_per_second,
+        }
+
+
+def stream_reply(
+    model: ChatModel, prompt: Prompt, params: Any, emit: Callable[[str], None], *, stoppable: bool = False
+) -> Reply:
+    """Let `model` answer and hand every new piece of text to `emit`.
+
+    `stoppable` makes Ctrl-C end the answer and return what there is; otherwise KeyboardInterrupt goes on.
+    """
+    before = Usage.of(model.stats)
+    pieces: list[str] = []
+    token_ids: list[int] = []
+    finish_reason: str | None = None
+    prompt_tokens = 0
+    try:
+        # Closing lets the engine free the request's pages now and not when the garbage collector comes by.
+        with closing(model.stream(prompt, params)) as updates:
+            for update in updates:
+                prompt_tokens = update.prompt_tokens
+                pieces.append(update.text)
+                token_ids += update.token_ids
+                finish_reason = update.finish_reason
+                if update.text:
+                    emit(update.text)
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+        finish_reason = "cancelled"
+    return Reply("".join(pieces), tuple(token_ids), finish_reason, prompt_tokens, Usage.of(model.stats) - before)

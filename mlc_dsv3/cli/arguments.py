@@ -1,0 +1,106 @@
+"""Arguments that several verbs share, and what they name: a model's configuration, sampling parameters."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlc_dsv3.errors import UserError
+
+if TYPE_CHECKING:
+    from mlc_dsv3.runtime.sampling import SamplingParams
+    from relax_model.config import ModelConfig
+
+_SAMPLING_OPTIONS: dict[str, dict[str, Any]] = {
+    "temperature": {"type": float, "help": "0 always takes the likeliest token"},
+    "top_p": {"type": float, "help": "sample from the fewest likeliest tokens of this total probability"},
+    "top_k": {"type": int, "help": "sample from this many likeliest tokens (0: all)"},
+    "min_p": {"type": float, "help": "leave out tokens less probable than this share of the likeliest"},
+    "repetition_penalty": {"type": float, "help": "makes tokens seen before less likely (1: off)"},
+    "presence_penalty": {"type": float, "help": "taken from the logits of tokens already in the answer"},
+    "frequency_penalty": {"type": float, "help": "taken from a token's logit for each time that the answer has it"},
+    "seed": {"type": int, "help": "makes sampling reproducible"},
+    "max_tokens": {"type": int, "help": "longest answer (default: to the end of the context window)"},
+    "stop": {"action": "append", "metavar": "TEXT", "help": "ends the answer before this text (may be repeated)"},
+    "ignore_eos": {"action": "store_true", "default": None, "help": "go on after the model's end-of-text token"},
+}
+
+
+def add_quantization(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """--quantization; `default` says in words what happens without it."""
+    parser.add_argument("--quantization", metavar="NAME", help=f"q4f16_1, q8f16_1, q0f16, q0f32, … ({default})")
+
+
+def required_quantization(name: str | None) -> str:
+    """`name`, checked. Raises an error that lists the known ones where it is missing or unknown."""
+    from relax_model.layout import QUANTIZATIONS, layout_of
+
+    if name is None:
+        raise UserError(f"--quantization is required; known: {', '.join(QUANTIZATIONS)}")
+    layout_of(name)
+    return name
+
+
+def add_ignore_config_field(parser: argparse.ArgumentParser) -> None:
+    """--ignore-config-field, which may be repeated."""
+    parser.add_argument(
+        "--ignore-config-field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="go on although config.json has this field, which is not understood (may be repeated)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The options named as the fields of SamplingParams; those not given are None."""
+    group = parser.add_argument_group("sampling", "What is not given comes from the model's mlc-chat-config.json.")
+    for name, options in _SAMPLING_OPTIONS.items():
+        metavar = {} if "action" in options else {"metavar": "N"}
+        group.add_argument(f"--{name.replace('_', '-')}", **metavar, **options)
+
+
+def sampling_params(parsed: argparse.Namespace, defaults: SamplingParams | None = None) -> SamplingParams:
+    """`defaults` with what the command line says. Raises UserError for a value out of range."""
+    from dataclasses import replace
+
+    from mlc_dsv3.runtime.sampling import SamplingParams
+
+    given = {name: value for name in _SAMPLING_OPTIONS if (value := getattr(parsed, name)) is not None}
+    return replace(defaults or SamplingParams(), **given)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's configuration and where it came from; an artifact states its quantization."""
+
+    name: str
+    config: ModelConfig
+    quantization: str | None
+
+
+def read_model(argument: str, ignore: Collection[str]) -> ModelSource:
+    """The configuration that `argument` names: a config.json, a checkpoint or artifact folder, or a Hub name."""
+    from mlc_dsv3.runtime.hub import model_folder, model_name
+    from mlc_dsv3.weights.files import read_json
+    from relax_model.config import parse_config
+    from relax_model.errors import ConfigError
+
+    path = model_folder(argument)
+    if path.is_dir():
+        candidates = [path / name for name in ("mlc-chat-config.json", "config.json")]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None:
+            raise UserError(f"{path} has neither config.json (a checkpoint) nor mlc-chat-config.json (an artifact)")
+    else:
+        file = path
+    fields = read_json(file)
+    quantization = fields.get("quantization") if "model_config" in fields else None
+    try:
+        config = parse_config(fields.get("model_config", fields), ignore=ignore)
+    except ConfigError as error:
+        raise UserError(f"{file}: {error}") from error
+    place = file.parent if file.name in ("config.json", "mlc-chat-config.json") else file.with_suffix("")
+    return ModelSource(model_name(argument if path.is_dir() else place), config, quantization)

@@ -1,0 +1,101 @@
+"""`mlc_dsv3 chat`: a session at the terminal, one answer, or one JSON line for each line of input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization, add_sampling, sampling_params
+from mlc_dsv3.errors import UserError
+
+if TYPE_CHECKING:
+    from mlc_dsv3.runtime.llm import LLM
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this verb's arguments."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder of a checkpoint or an artifact, or org/name (the demo model)"
+    )
+    add_quantization(parser, default="4 bits")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="where to run; see `mlc_dsv3 devices` (auto)")
+    parser.add_argument("--model-lib", type=Path, metavar="LIB", help="use this compiled library as it is")
+    parser.add_argument("--prompt", metavar="TEXT", help="print one answer and leave (-: the prompt is standard input)")
+    parser.add_argument(
+        "--json", action="store_true", help="answer in JSON: one object for --prompt, else one a line of input"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
+    add_sampling(parser)
+    add_ignore_config_field(parser)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Load the model and talk."""
+    # Everything that can be wrong in the command line is said before minutes of conversion.
+    sampling_params(parsed)
+    if parsed.raw and parsed.system:
+        raise UserError("--raw sends no system prompt; leave out --system")
+    prompt = _prompt(parsed)
+    model = _load(parsed)
+    params = sampling_params(parsed, model.default_params)
+    about = {"model": _model_name(parsed), "quantization": model.artifact.quantization, "device": model.device}
+    if prompt is not None:
+        from mlc_dsv3.chat.oneshot import answer_once
+
+        answer_once(model, prompt, params, sys.stdout, json_about=about if parsed.json else None)
+    elif parsed.json:
+        from mlc_dsv3.chat.oneshot import answer_lines
+
+        answer_lines(model, sys.stdin, params, sys.stdout, system=parsed.system, raw=parsed.raw, about=about)
+    else:
+        from mlc_dsv3.chat.session import Session
+        from mlc_dsv3.chat.terminal import message_reader
+
+        session = Session(model, message_reader(), params=params, system=parsed.system, raw=parsed.raw)
+        session.run(*_header(parsed, about))
+
+
+def _prompt(parsed: argparse.Namespace) -> str | list[dict[str, str]] | None:
+    if parsed.prompt is None:
+        return None
+    text = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
+    if not text.strip():
+        raise UserError("standard input has no prompt" if parsed.prompt == "-" else "--prompt is empty")
+    if parsed.raw:
+        return text
+    system = [{"role": "system", "content": parsed.system}] if parsed.system else []
+    return [*system, {"role": "user", "content": text.strip()}]
+
+
+def _load(parsed: argparse.Namespace) -> LLM:
+    from mlc_dsv3.runtime.llm import LLM
+
+    model = LLM(
+        parsed.model,
+        quantization=parsed.quantization,
+        device=parsed.device,
+        model_lib=parsed.model_lib,
+        ignore_config_fields=parsed.ignore_config_field,
+    )
+    # What a conversation cannot do without is missed now and not after the first message.
+    if not parsed.raw:
+        _ = model.tokenizer.chat_template
+    return model
+
+
+def _model_name(parsed: argparse.Namespace) -> str:
+    from mlc_dsv3.runtime.hub import model_name
+
+    return "demo" if parsed.model is None else model_name(parsed.model)
+
+
+def _header(parsed: argparse.Namespace, about: dict[str, str]) -> list[str]:
+    lines = [" · ".join(about.values()) + "  (/help lists the commands)"]
+    if parsed.model is None:
+        from mlc_dsv3.demo import HINT
+
+        lines.append(HINT)
+    return lines

@@ -1,0 +1,32 @@
+"""`mlc_dsv3 convert_weight`: a checkpoint's weights, quantized, as an artifact folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this verb's arguments."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or org/name"
+    )
+    add_quantization(parser, default="required")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-MLC")
+    parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
+    add_ignore_config_field(parser)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Convert and print the artifact's path."""
+    from mlc_dsv3.cli.arguments import required_quantization
+    from mlc_dsv3.runtime.hub import model_folder, model_name
+    from mlc_dsv3.weights import Checkpoint, artifact_name, convert
+
+    quantization = required_quantization(parsed.quantization)
+    folder = model_folder(parsed.checkpoint)
+    checkpoint = Checkpoint.open(folder, ignore=parsed.ignore_config_field)
+    output = parsed.output or Path(artifact_name(model_name(parsed.checkpoint), quantization))
+    print(convert(checkpoint, quantization, output, without_mtp=parsed.no_mtp))

@@ -1,0 +1,52 @@
+"""`mlc_dsv3 gen_config`: an artifact's mlc-chat-config.json and tokenizer files, before or after its weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this verb's arguments."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or org/name"
+    )
+    add_quantization(parser, default="required")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="the artifact's folder")
+    parser.add_argument("--context-window-size", type=int, metavar="N", help="tokens (default: the model's own)")
+    parser.add_argument("--prefill-chunk-size", type=int, metavar="N", help="tokens of a prompt read at once")
+    parser.add_argument("--conv-template", metavar="NAME", help="recorded in the file (default: the checkpoint's own)")
+    parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
+    add_ignore_config_field(parser)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Write the files and print the path of mlc-chat-config.json."""
+    import json
+    import os
+    import shutil
+
+    from mlc_dsv3.cli.arguments import required_quantization
+    from mlc_dsv3.runtime.hub import model_folder
+    from mlc_dsv3.weights import Checkpoint, gen_config
+
+    quantization = required_quantization(parsed.quantization)
+    checkpoint = Checkpoint.open(model_folder(parsed.checkpoint), ignore=parsed.ignore_config_field)
+    fields = gen_config(
+        checkpoint,
+        quantization,
+        context_window_size=parsed.context_window_size,
+        prefill_chunk_size=parsed.prefill_chunk_size,
+        conv_template=parsed.conv_template,
+        without_mtp=parsed.no_mtp,
+    )
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    for name in fields["tokenizer_files"]:
+        shutil.copyfile(checkpoint.path / name, parsed.output / name)
+    path = parsed.output / "mlc-chat-config.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    print(path)

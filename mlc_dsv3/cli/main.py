@@ -1,0 +1,96 @@
+"""The command `mlc_dsv3`: finds the verb, runs it, and turns what went wrong into an exit code.
+
+Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 interrupted; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mlc_dsv3 import __version__
+from mlc_dsv3.errors import USER_ERRORS, UserError
+
+# Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
+VERBS = {
+    "chat": "talk to a model; converts and compiles it first where needed (no model: the built-in demo)",
+    "convert_weight": "quantize a checkpoint's weights into an artifact folder",
+    "gen_config": "write an artifact's mlc-chat-config.json and tokenizer files",
+    "compile": "compile a model into a native library",
+    "devices": "say what this machine can compile for and run on, and why not",
+    "inspect": "show what an artifact or a library holds",
+    "bench": "measure speed beside the memory's limit, and the demo's quality in each quantization",
+}
+# The environment's trouble and not ours; anything else that the operating system refuses is shown as a bug.
+_ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a wrong command line in one line, through the same door as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"mlc_dsv3 {__version__}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name; None: this process's) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            # Neither bytes that are no text nor a terminal of another encoding should end a conversation.
+            stream.reconfigure(errors="replace")
+    try:
+        parsed = _parser(arguments).parse_args(arguments)
+        code = parsed.run(parsed) or 0
+        sys.stdout.flush()
+        return code
+    except USER_ERRORS as error:
+        return _complain(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has left; without this, Python complains once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        return _complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+
+
+def _complain(text: str) -> int:
+    print(f"mlc_dsv3: error: {text}", file=sys.stderr)
+    return 2
+
+
+def _parser(arguments: list[str]) -> _Parser:
+    parser = _Parser(
+        prog="mlc_dsv3",
+        description="Compile and run models of the DeepSeek-V3 architecture.",
+        epilog="mlc_dsv3 VERB --help explains a verb. MODEL is a folder or a name on the Hugging Face Hub (org/name).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
+        if name == wanted:
+            module = importlib.import_module(f"mlc_dsv3.cli.{name}")
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run)
+    return parser

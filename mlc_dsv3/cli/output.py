@@ -1,0 +1,39 @@
+"""What verbs write to standard output: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def print_json(content: Any) -> None:
+    """`content` as indented JSON."""
+    print(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def print_table(rows: Iterable[Sequence[object]], columns: Sequence[str] | None = None) -> None:
+    """Rows of cells, under `columns` where given; wrapped to the width of a terminal and to none in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=columns is not None, pad_edge=False)
+    cells = [[Text(str(cell)) for cell in row] for row in rows]
+    for name in columns or [""] * max(map(len, cells), default=0):
+        table.add_column(name)
+    for row in cells:
+        table.add_row(*row)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.2f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,206 @@
+"""A session's conversation, commands and interruptions, with a scripted model and scripted input."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from scripted_model import ScriptedModel
+
+from mlc_dsv3.chat.answer_stream import AnswerStream
+from mlc_dsv3.chat.memory import memory_summary
+from mlc_dsv3.chat.oneshot import answer_lines, answer_once
+from mlc_dsv3.chat.reply import stream_reply
+from mlc_dsv3.chat.session import COMMANDS, HELP, Session
+from mlc_dsv3.chat.terminal import data_folder, line_reader
+
+
+def hold(text: str, **options: object) -> tuple[ScriptedModel, str, str]:
+    """A session over lines of input; the model afterwards, the answers and the notes."""
+    model, out, notes = ScriptedModel(), io.StringIO(), io.StringIO()
+    Session(model, line_reader(io.StringIO(text)), out=out, notes=notes, **options).run("header")
+    return model, out.getvalue(), notes.getvalue()
+
+
+def test_answers_go_out_and_everything_else_to_the_notes() -> None:
+    _, out, notes = hold("hello\n/stats\n")
+    assert out == "You said: hello\n"
+    assert notes.startswith("header\n")
+
+
+def test_each_prompt_holds_the_conversation_so_far() -> None:
+    model, _, _ = hold("one\ntwo\nthree\n", system="Be brief.")
+    assert model.prompts[2] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "You said: one"},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "You said: two"},
+        {"role": "user", "content": "three"},
+    ]
+
+
+def test_reset_forgets_turns_and_keeps_the_system_prompt() -> None:
+    model, _, _ = hold("one\n/reset\ntwo\n", system="Be brief.")
+    assert [message["content"] for message in model.prompts[1]] == ["Be brief.", "two"]
+
+
+def test_system_sets_the_prompt_and_starts_over() -> None:
+    model, _, notes = hold("one\n/system Be kind.\ntwo\n/system\nthree\n")
+    assert [message["content"] for message in model.prompts[1]] == ["Be kind.", "two"]
+    assert [message["content"] for message in model.prompts[2]] == ["three"]
+    assert "system prompt set" in notes
+    assert "system prompt removed" in notes
+
+
+def test_exit_ends_the_session() -> None:
+    model, _, _ = hold("/exit\none\n")
+    assert model.prompts == []
+
+
+def test_help_names_every_command() -> None:
+    _, _, notes = hold("/help\n")
+    assert HELP in notes
+    assert all(command in HELP for command in COMMANDS)
+
+
+def test_unknown_commands_get_a_hint_and_are_not_sent() -> None:
+    model, _, notes = hold("/halp me\n /usr is a folder\n")
+    assert "unknown command /halp; /help lists them" in notes
+    assert [prompt[-1]["content"] for prompt in model.prompts] == ["/usr is a folder"]
+
+
+def test_stats_tell_speed_reuse_and_memory() -> None:
+    _, _, notes = hold("one\ntwo more words\n/stats\n")
+    last, session, memory = notes.splitlines()[1:]
+    # The second prompt has three messages of ten tokens, of which the last is new.
+    assert last == "last answer  prefill 10 tokens (100.0 tok/s), decode 4 tokens (50.0 tok/s), 20 tokens reused"
+    assert session == "session      prefill 20 tokens (100.0 tok/s), decode 6 tokens (50.0 tok/s), 20 tokens reused"
+    assert memory.startswith("memory       ")
+
+
+def test_stats_before_the_first_answer_divide_by_nothing() -> None:
+    _, _, notes = hold("/stats\n")
+    assert "session      prefill 0 tokens, decode 0 tokens, 0 tokens reused" in notes
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
+    model, out, notes = hold("please interrupt this\ngo on\n")
+    assert out == "You said: please interrupt\nYou said: go on\n"
+    assert "(stopped)" in notes
+    assert model.closed == 2
+    assert model.prompts[1][1] == {"role": "assistant", "content": "You said: please interrupt"}
+
+
+def test_a_refused_prompt_is_said_in_one_line_and_dropped() -> None:
+    model, out, notes = hold("one\nfail\ntwo\n")
+    assert "error: the prompt has 9 tokens; the context window of 8 has no room\n" in notes
+    assert [message["content"] for message in model.prompts[2]] == ["one", "You said: one", "two"]
+    assert out == "You said: one\nYou said: two\n"
+
+
+def test_a_backslash_joins_lines_and_blank_lines_are_passed_over() -> None:
+    model, _, _ = hold("\n  \nfirst\\\nsecond\r\nlast\\\n")
+    assert [prompt[-1]["content"] for prompt in model.prompts] == ["first\nsecond", "last"]
+
+
+def test_raw_messages_stand_alone_and_as_they_are() -> None:
+    model, _, _ = hold(" once upon\na time\n", raw=True)
+    assert model.prompts == [" once upon", "a time"]
+
+
+def test_params_reach_the_model() -> None:
+    model, _, _ = hold("one\n", params="these")
+    assert model.params == ["these"]
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_leave() -> None:
+    inputs = iter([KeyboardInterrupt(), None])
+
+    def read() -> str | None:
+        entry = next(inputs)
+        if entry is not None:
+            raise entry
+        return None
+
+    notes = io.StringIO()
+    Session(ScriptedModel(), read, notes=notes).run()
+    assert notes.getvalue() == "Ctrl-D or /exit leaves\n"
+
+
+def test_one_answer_prints_only_itself() -> None:
+    out = io.StringIO()
+    answer_once(ScriptedModel(), [{"role": "user", "content": "hello"}], None, out)
+    assert out.getvalue() == "You said: hello\n"
+
+
+def test_one_answer_in_json_says_what_it_cost() -> None:
+    out = io.StringIO()
+    answer_once(ScriptedModel(), "größe now", None, out, json_about={"model": "m"})
+    assert "größe" in out.getvalue()
+    assert out.getvalue().count("\n") == 1
+    assert json.loads(out.getvalue()) == {
+        "text": "You said: größe now",
+        "token_ids": [100, 101, 102, 103],
+        "finish_reason": "stop",
+        "prompt_tokens": 10,
+        "reused_tokens": 0,
+        "completion_tokens": 4,
+        "prefill_seconds": 0.1,
+        "prefill_tokens_per_second": 100.0,
+        "decode_seconds": 0.06,
+        "decode_tokens_per_second": 50.0,
+        "model": "m",
+    }
+
+
+def test_ctrl_c_ends_a_one_shot_answer_and_cancels_it() -> None:
+    model = ScriptedModel()
+    with pytest.raises(KeyboardInterrupt):
+        answer_once(model, "interrupt this", None, io.StringIO())
+    assert model.closed == 1
+
+
+def test_ctrl_c_between_two_pieces_cancels_the_request_at_once() -> None:
+    def emit(text: str) -> None:
+        raise KeyboardInterrupt
+
+    model = ScriptedModel()
+    reply = stream_reply(model, "hello", None, emit, stoppable=True)
+    assert (reply.text, reply.finish_reason, model.closed) == ("You", "cancelled", 1)
+
+
+def test_json_lines_hold_one_conversation() -> None:
+    model, out = ScriptedModel(), io.StringIO()
+    answer_lines(model, io.StringIO("one\n\ntwo\n"), None, out, system="Be brief.", raw=False, about={"device": "cpu"})
+    replies = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [reply["text"] for reply in replies] == ["You said: one", "You said: two"]
+    assert [message["role"] for message in model.prompts[1]] == ["system", "user", "assistant", "user"]
+    assert replies[1]["reused_tokens"] == 30
+    assert replies[1]["device"] == "cpu"
+
+
+def test_a_terminal_sees_no_control_characters_and_a_pipe_sees_them_all() -> None:
+    terminal, pipe = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    for out in (terminal, pipe):
+        AnswerStream(out).write("a\x1b[2J\tb\r\n\x9bé")
+    assert terminal.getvalue() == "a[2J\tb\né"
+    assert pipe.getvalue() == "a\x1b[2J\tb\r\n\x9bé"
+
+
+def test_memory_tells_own_from_mapped_and_falls_back_to_the_peak(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nRssAnon:\t  2048 kB\nRssFile:\t 3145728 kB\n")
+    assert memory_summary(status) == "2 MiB own, 3.00 GiB mapped from files"
+    assert memory_summary(tmp_path / "absent").endswith("at its peak")
+
+
+def test_history_lies_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert data_folder() == tmp_path / "mlc_dsv3"
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert data_folder() == Path.home() / ".local" / "share" / "mlc_dsv3"
