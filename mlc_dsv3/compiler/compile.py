@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
@@ -13,6 +14,11 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 from relax_model.layout import layout_of
+
+if TYPE_CHECKING:
+    import tvm
+
+    from relax_model.graph import BuildOptions
 
 
 def compile_model(
@@ -59,7 +65,7 @@ def compile_model(
     return output
 
 
-def build_options(target: CompileTarget, quantization: str) -> object:
+def build_options(target: CompileTarget, quantization: str) -> BuildOptions:
     """The model's BuildOptions for a target and a quantization."""
     from relax_model.graph import BuildOptions
     from relax_model.kernels.cpu_tiles import CpuTile
@@ -75,7 +81,7 @@ def build_options(target: CompileTarget, quantization: str) -> object:
     )
 
 
-def tvm_target(target: CompileTarget) -> object:
+def tvm_target(target: CompileTarget) -> tvm.target.Target:
     """TVM's Target: the architecture and exactly the features of the level, no processor model beside them."""
     import tvm
 

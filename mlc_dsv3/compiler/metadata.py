@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from mlc_dsv3.errors import UserError
 from relax_model.config import ModelConfig
-from relax_model.graph import BuildOptions
 from relax_model.layout import layout_of
 from relax_model.parameters import parameters
+
+if TYPE_CHECKING:
+    from mlc_dsv3.compiler.targets import CompileTarget
+    from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
 FORMAT_VERSION = 1
@@ -72,9 +76,9 @@ class Metadata:
 
 
 def describe(
-    config: ModelConfig, quantization: str, options: BuildOptions, target: object, context_window: int
+    config: ModelConfig, quantization: str, options: BuildOptions, target: CompileTarget, context_window: int
 ) -> Metadata:
-    """The metadata of a library about to be compiled for `target`, a CompileTarget."""
+    """The metadata of a library about to be compiled for `target`."""
     from mlc_dsv3 import __version__
 
     layout = layout_of(quantization)

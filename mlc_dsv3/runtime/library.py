@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlc_dsv3._pins import check_pins
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.compiler.targets import host_arch, host_features
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.virtual_machine import open_machine
 
 
 class Library:
-    """An opened library: `metadata`, and its functions by name."""
+    """An opened library: its `metadata`, and `function(name)`, an exported function."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""
-        check_pins()
-        import tvm
-        from tvm import relax
-
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"library {self.path} is not there; make it with: mlc_dsv3 compile")
         try:
-            module = tvm.runtime.load_module(str(self.path.absolute()))
-            self._machine = relax.VirtualMachine(module, tvm.cpu())
-            text = str(self._machine["_metadata"]())
+            self.function = open_machine(self.path)
+            text = str(self.function("_metadata")())
         except (RuntimeError, ValueError, AttributeError, OSError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(f"{self.path} is no library of this program: {reason}") from None
         self.metadata = Metadata.from_json(text)
         self._refuse_other_processor()
-
-    def function(self, name: str) -> Callable[..., Any]:
-        """An exported function of the library."""
-        return self._machine[name]
 
     def _refuse_other_processor(self) -> None:
         if self.metadata.arch != host_arch():

@@ -13,6 +13,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.virtual_machine import configure_threads
 from mlc_dsv3.weights import Artifact
 from relax_model.config import ModelConfig
 
@@ -68,7 +69,7 @@ class CompiledModel:
         they follow. UserError where the model has no MTP layer."""
         if self._draft is None:
             raise UserError("this model has no multi-token prediction layer")
-        return self._run(self._draft, _tensor(batch.tokens), _tensor(hidden, np.float32), batch=batch)
+        return self._run(self._draft, _tensor(batch.tokens), _tensor(hidden, "float32"), batch=batch)
 
     def _run(self, function: Any, *first: Any, batch: Batch) -> StepOutput:
         assert self._caches is not None, "allocate_cache comes before the first step"
@@ -76,22 +77,21 @@ class CompiledModel:
         assert len(batch.wanted) > 0
         where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
         logits, hidden = function(*first, *map(_tensor, where), self._caches, self._parameters)
-        return StepOutput(logits.numpy(), hidden.numpy())
+        return StepOutput(np.from_dlpack(logits), np.from_dlpack(hidden))
 
 
-def _tensor(array: np.ndarray, dtype: type = np.int32) -> Any:
-    import tvm
+def _tensor(array: np.ndarray, dtype: str = "int32") -> Any:
+    import tvm_ffi
 
-    return tvm.runtime.tensor(np.ascontiguousarray(array, dtype))
+    copy = aligned_zeros(array.shape, dtype)
+    copy[...] = array
+    return tvm_ffi.from_dlpack(copy)
 
 
 def set_threads(threads: int | None) -> int:
     """Run kernels on this many threads (None: one for each core we may use) and return the number."""
-    import tvm
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= cores:
         raise UserError(f"threads is {threads}; this machine has 1 to {cores}")
-    use_as_many_as_asked = 0
-    tvm.get_global_func("runtime.config_threadpool")(use_as_many_as_asked, threads or cores)
+    configure_threads(threads or cores)
     return threads or cores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,10 +56,12 @@ def build(operator: str, family: str, *args: object, **kwargs: object) -> PrimFu
 
     Raises KeyError, listing the families there are, where the operator has no kernel for this one.
     """
-    importlib.import_module(f"relax_model.kernels.{_FOLDERS[operator]}.{family}")
+    folder = f"relax_model.kernels.{_FOLDERS[operator]}"
+    if importlib.util.find_spec(f"{folder}.{family}") is not None:
+        importlib.import_module(f"{folder}.{family}")
     if (operator, family) not in _BUILDERS:
         known = sorted(name for known_operator, name in _BUILDERS if known_operator == operator)
-        raise KeyError(f"operator {operator} has no kernel for {family}; there are: {', '.join(known)}")
+        raise KeyError(f"operator {operator} has no kernel for {family!r}; loaded families: {', '.join(known)}")
     with _stack_without_source():
         return _BUILDERS[operator, family](*args, **kwargs).with_attr("relax_model.operator", operator)
 

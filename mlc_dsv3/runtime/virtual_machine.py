@@ -1,0 +1,50 @@
+"""TVM's runtime without its compiler: `import tvm` takes seconds, and running a library needs none of it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlc_dsv3._pins import check_pins
+
+_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
+
+
+@cache
+def load_runtime() -> None:
+    """Load TVM's runtime library into the process, for all that loads after it."""
+    check_pins()
+    spec = importlib.util.find_spec("tvm")
+    assert spec is not None, "check_pins has seen the package"
+    assert spec.submodule_search_locations
+    import tvm_ffi  # noqa: F401  it must come first: the runtime library is linked with its own
+
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"libtvm_runtime.{suffix}"), ctypes.RTLD_GLOBAL)
+
+
+def open_machine(library: Path) -> Callable[[str], Callable[..., Any]]:
+    """The Relax virtual machine over a compiled library, on the CPU: a look-up from function name to function.
+
+    Raises RuntimeError, OSError or AttributeError, in TVM's words, for a file that is no such library.
+    """
+    load_runtime()
+    import tvm_ffi
+
+    machine = tvm_ffi.load_module(str(library.absolute()))["vm_load_executable"]()
+    machine["vm_initialization"](_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR)
+    return machine.get_function
+
+
+def configure_threads(threads: int) -> None:
+    """Run kernels on this many threads."""
+    load_runtime()
+    import tvm_ffi
+
+    use_as_many_as_asked = 0
+    tvm_ffi.get_global_func("runtime.config_threadpool")(use_as_many_as_asked, threads)
