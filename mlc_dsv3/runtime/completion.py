@@ -1,0 +1,53 @@
+"""What a request gives back: a whole `Completion`, or `Update`s while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token's log-probability under the model's own distribution, before any sampling parameter.
+
+    `top` holds the likeliest alternatives as (token id, logprob), best first, as many as `logprobs` asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one engine step added to a request; the updates' texts and tokens, joined, are the completion's.
+
+    Text that might be the beginning of a stop string or of a character is held back, so `text` may lag `token_ids`.
+    `reused_tokens` of the `prompt_tokens` came out of the cache.
+    """
+
+    request_id: int
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: list[TokenLogprob] | None
+    prompt_tokens: int
+    reused_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request.
+
+    `token_ids` has every token sampled, the end-of-text token or the one that completed a stop string included;
+    `text` ends before either. `reused_tokens` of the `prompt_tokens` came out of the cache.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None
+    prompt_tokens: int
+    reused_tokens: int

@@ -1,0 +1,273 @@
+"""`LLM`: a model ready to use from Python, made on demand from a checkpoint, an artifact or the demo."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.capacity import choose_num_pages
+from mlc_dsv3.runtime.completion import Completion, Update
+from mlc_dsv3.runtime.engine import Engine, EngineStats
+from mlc_dsv3.runtime.interrupts import deferred_interrupts
+from mlc_dsv3.runtime.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from mlc_dsv3.runtime.detokenizer import Detokenizer
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+Message = dict[str, Any]
+Conversation = Sequence[Message]
+Prompt = str | Sequence[int]
+
+_DEFAULT_MAX_BATCH = 32
+_CONFIGURED_PARAMS = ("temperature", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+class LLM:
+    """A compiled model with its cache and tokenizer.
+
+    model: a checkpoint's or an artifact's folder or name; None is the demo. What is missing is converted and compiled.
+    quantization: None is the device's default. device: "auto", "cpu", … model_lib: a compiled library to use as it is.
+    threads: None is one for each core.
+    context_window: tokens of prompt and output together; None is the artifact's, up to what the library can do.
+    max_batch: requests that run at once; more may wait.
+    cache_tokens: size of the latent cache; by default as `capacity.choose_num_pages` says.
+    ignore_config_fields: fields of config.json to pass over although they are not understood.
+
+    May be used from several threads. Raises UserError for whatever a user can get wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        quantization: str | None = None,
+        device: str = "auto",
+        model_lib: str | Path | None = None,
+        threads: int | None = None,
+        context_window: int | None = None,
+        max_batch: int | None = None,
+        cache_tokens: int | None = None,
+        ignore_config_fields: Collection[str] = (),
+    ) -> None:
+        from mlc_dsv3.runtime.model import CompiledModel
+        from mlc_dsv3.runtime.prepare import prepare
+
+        library = None if model_lib is None else Path(model_lib)
+        prepared = prepare(model, quantization, device, library, ignore_config_fields=ignore_config_fields)
+        self.artifact, self.device = prepared.artifact, prepared.device
+        self._tokenizer, self._tokenizer_error = _load_tokenizer(self.artifact.path)
+        compiled = CompiledModel.load(self.artifact, prepared.library, threads=threads)
+        limits = compiled.metadata
+        window = _context_window(context_window, limits.context_window, self.artifact.chat_config)
+        batch = _max_batch(max_batch, limits.max_rows)
+        self._engine: Engine | None = Engine(
+            compiled,
+            num_pages=choose_num_pages(
+                context_window=window,
+                page_size=limits.page_size,
+                page_bytes=compiled.cache_bytes_per_page(),
+                max_batch=batch,
+                cache_tokens=cache_tokens,
+            ),
+            max_batch=batch,
+            context_window=window,
+            detokenizer=self._detokenizer() if self._tokenizer is not None else None,
+            eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
+        )
+        self.context_window = window
+        configured = {name: self.artifact.chat_config.get(name) for name in _CONFIGURED_PARAMS}
+        self.default_params = SamplingParams(**{name: value for name, value in configured.items() if value is not None})
+        self._lock = threading.Lock()
+        self._updates: dict[int, deque[Update]] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; UserError where it has none, and then prompts are token ids and texts are empty."""
+        if self._tokenizer is None:
+            raise self._tokenizer_error
+        return self._tokenizer
+
+    @property
+    def stats(self) -> EngineStats:
+        """Tokens and seconds since the start, of prefill and decode, and tokens reused."""
+        return self._open_engine().stats
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Continue each prompt (text or token ids), all at once; the completions are in the prompts' order.
+
+        `params` are for all prompts or one for each; None is `default_params`, the checkpoint's own.
+        """
+        return self._complete([self._prompt_ids(prompt) for prompt in _prompts(prompts)], params)
+
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer one conversation of OpenAI-style messages, or each of a list of them; returns as many completions."""
+        if not len(conversations):
+            raise UserError("there is no conversation; it needs at least one message")
+        several = [conversations] if isinstance(conversations[0], dict) else conversations
+        return self._complete([self._chat_ids(conversation) for conversation in several], params)
+
+    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[Update]:
+        """Updates of one prompt or one conversation as they come; closing the iterator cancels the request.
+
+        The prompt is checked at once and submitted at the first read. Several streams may be read in turns: reading one
+        moves all of them.
+        """
+        is_conversation = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
+        tokens = self._chat_ids(prompt) if is_conversation else self._prompt_ids(prompt)
+        params = self.default_params if params is None else params
+        self._open_engine().check(tokens, params)
+        return self._stream(tokens, params)
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
+        with self._lock, deferred_interrupts():
+            return self._open_engine().logits(token_ids)
+
+    def close(self) -> None:
+        """Let go of the model and its cache; the object cannot be used afterwards."""
+        with self._lock:
+            self._engine = None
+            self._updates.clear()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _complete(
+        self, prompts: list[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Completion]:
+        params = self.default_params if params is None else params
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one or as many")
+        request_ids: list[int] = []
+        collected: dict[int, list[Update]] = {}
+        try:
+            for tokens, own in zip(prompts, each, strict=True):
+                self._submit(tokens, own, request_ids)
+            for request_id in request_ids:
+                collected[request_id] = list(self._follow(request_id))
+        finally:
+            for request_id in request_ids:
+                self._drop(request_id)
+        return [_completion(collected[request_id]) for request_id in request_ids]
+
+    def _stream(self, tokens: Sequence[int], params: SamplingParams) -> Iterator[Update]:
+        request_ids: list[int] = []
+        try:
+            self._submit(tokens, params, request_ids)
+            yield from self._follow(request_ids[0])
+        finally:
+            for request_id in request_ids:
+                self._drop(request_id)
+
+    def _submit(self, tokens: Sequence[int], params: SamplingParams, request_ids: list[int]) -> None:
+        """Submit a request and put its id into `request_ids`: an interrupt afterwards must find it there."""
+        with self._lock, deferred_interrupts():
+            request_id = self._open_engine().submit(tokens, params)
+            self._updates[request_id] = deque()
+            request_ids.append(request_id)
+
+    def _follow(self, request_id: int) -> Iterator[Update]:
+        """A request's updates to its end, stepping the engine (and so all other requests) whenever there is none."""
+        while True:
+            with self._lock, deferred_interrupts():
+                engine = self._open_engine()
+                own = self._updates[request_id]
+                if not own:
+                    for update in engine.step():
+                        if update.request_id in self._updates:
+                            self._updates[update.request_id].append(update)
+                update = own.popleft() if own else None
+            if update is not None:
+                yield update
+                if update.finish_reason is not None:
+                    return
+
+    def _drop(self, request_id: int) -> None:
+        """Forget a request, cancelling it where it is unfinished."""
+        with self._lock, deferred_interrupts():
+            if self._updates.pop(request_id, None) is not None and self._engine is not None:
+                self._engine.cancel(request_id)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise UserError("this LLM is closed")
+        return self._engine
+
+    def _prompt_ids(self, prompt: Prompt) -> Sequence[int]:
+        if not len(prompt):
+            raise UserError("the prompt is empty; it needs at least one token")
+        return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
+
+    def _chat_ids(self, conversation: Conversation) -> Sequence[int]:
+        if not len(conversation):
+            raise UserError("the conversation is empty; it needs at least one message")
+        return self.tokenizer.chat_prompt(conversation)
+
+    def _detokenizer(self) -> Callable[[], Detokenizer]:
+        from mlc_dsv3.runtime.detokenizer import Detokenizer
+
+        tokenizer = self._tokenizer
+        return lambda: Detokenizer(tokenizer)
+
+
+def _load_tokenizer(folder: Path) -> tuple[Tokenizer | None, UserError | None]:
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+    try:
+        return Tokenizer.load(folder), None
+    except UserError as error:
+        return None, error
+
+
+def _context_window(asked: int | None, compiled: int, chat_config: dict[str, Any]) -> int:
+    if asked is None:
+        configured = chat_config.get("context_window_size") or compiled
+        return min(configured, compiled) if configured > 0 else compiled
+    if not 2 <= asked <= compiled:
+        raise UserError(f"context_window is {asked}; the library was compiled for 2 to {compiled} tokens")
+    return asked
+
+
+def _max_batch(asked: int | None, max_rows: int) -> int:
+    if asked is None:
+        return min(_DEFAULT_MAX_BATCH, max_rows)
+    if not 1 <= asked <= max_rows:
+        raise UserError(f"max_batch is {asked}; the library runs 1 to {max_rows} requests at once")
+    return asked
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """A list of prompts, where one may have come by itself."""
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
+        return [prompts]
+    return prompts
+
+
+def _completion(updates: list[Update]) -> Completion:
+    last = updates[-1]
+    with_logprobs = last.logprobs is not None
+    return Completion(
+        text="".join(update.text for update in updates),
+        token_ids=[token for update in updates for token in update.token_ids],
+        finish_reason=last.finish_reason,
+        logprobs=[entry for update in updates for entry in update.logprobs] if with_logprobs else None,
+        prompt_tokens=last.prompt_tokens,
+        reused_tokens=last.reused_tokens,
+    )

@@ -1,0 +1,177 @@
+"""The prefix cache: pages of earlier sequences, found again by the tokens that they hold.
+
+A tree with one page a node, keyed on the exact token ids and the attention form of the page, below the pages that
+precede it. Full pages are shared by reference. A sequence's last, partly filled page has room that its next owner will
+write to, so whoever matches it takes it out of the tree: nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from mlc_dsv3.runtime.forms import AttentionForms
+from mlc_dsv3.runtime.pages import PagePool
+
+_Key = tuple[bytes, bool]  # a page's token ids, and whether the expanded form made it
+
+
+@dataclass(eq=False)
+class _Node:
+    page: int
+    key: _Key
+    parent: _Node | None
+    children: dict[_Key, _Node] = field(default_factory=dict)  # full pages
+    partials: dict[_Key, _Node] = field(default_factory=dict)  # partly filled pages; never have children
+
+
+@dataclass(frozen=True)
+class Match:
+    """Cached pages that hold the first `length` tokens of a prompt; `partial` is the partly filled last one."""
+
+    length: int
+    full: tuple[_Node, ...]
+    partial: _Node | None
+
+    @property
+    def num_pages(self) -> int:
+        """Pages matched."""
+        return len(self.full) + (self.partial is not None)
+
+
+class PrefixCache:
+    """Holds one reference to each page in its tree and lets the least recently used go first."""
+
+    def __init__(self, pool: PagePool, forms: AttentionForms, page_size: int) -> None:
+        assert forms.block % page_size == 0, (forms.block, page_size)  # a page then has one form
+        self._pool, self._forms, self._page_size = pool, forms, page_size
+        self._root = _Node(-1, (b"", False), None)
+        # Oldest use first. A touch moves a whole path, the deepest node first, so a node precedes its parent.
+        self._by_use: OrderedDict[_Node, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_use)
+
+    def evictable(self) -> int:
+        """Pages that no sequence holds. Who holds a node's page holds its parents' too, so all of these can go."""
+        return sum(self._pool.holders(node.page) == 1 for node in self._by_use)
+
+    def find(self, tokens: array[int], prompt_length: int) -> Match:
+        """The longest reusable prefix of `tokens`, at least one short of all, made in the forms of a fresh run.
+
+        `prompt_length` decides the forms; tokens beyond it were generated.
+        """
+        size, limit = self._page_size, len(tokens) - 1
+        node, path = self._root, []
+        while (len(path) + 1) * size <= limit:
+            child = node.children.get(self._key(tokens, len(path) * size, prompt_length))
+            if child is None:
+                break
+            node = child
+            path.append(child)
+        length = len(path) * size
+        kept = self._forms.reusable(length, prompt_length)
+        if kept < length:
+            return Match(kept, tuple(path[: kept // size]), None)
+        partial, shared = self._best_partial(node, tokens[length:limit], self._key(tokens, length, prompt_length)[1])
+        return Match(length + shared, tuple(path), partial)
+
+    def pinned_by(self, match: Match) -> int:
+        """How many fewer pages are evictable once `match` is taken."""
+        nodes = match.full if match.partial is None else (*match.full, match.partial)
+        return sum(self._pool.holders(node.page) == 1 for node in nodes)
+
+    def take(self, match: Match) -> list[int]:
+        """The pages of `match`, held for the caller. Must follow `find` directly."""
+        for node in match.full:
+            self._pool.retain(node.page)
+        pages = [node.page for node in match.full]
+        if match.full:
+            self._touch(match.full[-1])
+        if match.partial is not None:
+            self._remove(match.partial)  # the tree's reference becomes the caller's
+            pages.append(match.partial.page)
+        return pages
+
+    def insert(self, tokens: array[int], pages: array[int], prompt_length: int, *, partial: bool) -> None:
+        """Remember `pages`, which hold `tokens`; the caller keeps its own references.
+
+        Where the tree has a page with the same content, `pages` gets that one in place of the caller's. `partial` adds
+        the partly filled last page too, which the caller must not write to afterwards.
+        """
+        size, node = self._page_size, self._root
+        for index in range(len(tokens) // size):
+            key = self._key(tokens, index * size, prompt_length)
+            child = node.children.get(key)
+            if child is None:
+                child = self._add(node, node.children, key, pages[index])
+            elif child.page != pages[index]:
+                self._pool.retain(child.page)
+                self._pool.release((pages[index],))
+                pages[index] = child.page
+            node = child
+        rest = len(tokens) % size
+        if partial and rest:
+            key = self._key(tokens, len(tokens) - rest, prompt_length)
+            if key in node.partials:
+                node = node.partials[key]
+            else:
+                node = self._add(node, node.partials, key, pages[len(tokens) // size])
+        self._touch(node)
+
+    def evict(self) -> bool:
+        """Let the least recently used page go that no sequence holds; False where there is none."""
+        for node in self._by_use:
+            if self._pool.holders(node.page) == 1:
+                assert not node.children and not node.partials, "a parent was evicted before its children"
+                self._remove(node)
+                self._pool.release((node.page,))
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Forget everything; pages that running sequences share stay with them."""
+        self._pool.release(node.page for node in self._by_use)
+        self._by_use.clear()
+        self._root = _Node(-1, (b"", False), None)
+
+    def _key(self, tokens: array[int], start: int, prompt_length: int) -> _Key:
+        return tokens[start : start + self._page_size].tobytes(), self._forms.is_expanded(start, prompt_length)
+
+    def _best_partial(self, node: _Node, tokens: array[int], expanded: bool) -> tuple[_Node | None, int]:
+        """The partly filled page below `node` that shares most of `tokens`, and how many it shares."""
+        best, longest = None, 0
+        for (held, form), candidate in node.partials.items():
+            shared = _common_prefix(array(tokens.typecode, held), tokens)
+            if form == expanded and shared > longest:
+                best, longest = candidate, shared
+        return best, longest
+
+    def _add(self, parent: _Node, siblings: dict[_Key, _Node], key: _Key, page: int) -> _Node:
+        node = _Node(page, key, parent)
+        siblings[key] = node
+        self._by_use[node] = None
+        self._pool.retain(page)
+        return node
+
+    def _remove(self, node: _Node) -> None:
+        assert node.parent is not None
+        siblings = node.parent.children if node.parent.children.get(node.key) is node else node.parent.partials
+        del siblings[node.key]
+        del self._by_use[node]
+
+    def _touch(self, node: _Node) -> None:
+        step: _Node | None = node
+        while step is not None and step is not self._root:
+            self._by_use.move_to_end(step)
+            step = step.parent
+
+
+def _common_prefix(a: array[int], b: array[int]) -> int:
+    shared = 0
+    for left, right in zip(a, b, strict=False):
+        if left != right:
+            break
+        shared += 1
+    return shared

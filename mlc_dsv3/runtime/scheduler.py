@@ -1,0 +1,177 @@
+"""Who runs in the next step, and with which rows: continuous batching with chunked prefill over a pool of pages.
+
+Requests wait in order of arrival; the running ones each add one row (decoding) or a chunk of their prompt. When pages
+run out, the youngest gives its pages up and computes them again later: reserving for the worst case instead would leave
+most of the cache idle, since `max_tokens` is usually far above what is generated, and rows do not depend on what runs
+beside them, so the text does not show it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from mlc_dsv3.runtime.forms import AttentionForms
+from mlc_dsv3.runtime.pages import PagePool
+from mlc_dsv3.runtime.prefix import PrefixCache
+from mlc_dsv3.runtime.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """Positions [start, stop) of a sequence, to be computed in one step; its pages reach that far."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step: works of different sequences, or one whole block in the expanded form."""
+
+    works: tuple[Work, ...]
+    expanded: bool
+
+
+class Scheduler:
+    """Owns the pages and says what each step computes; the caller computes it and reports back by `advance`."""
+
+    def __init__(self, num_pages: int, page_size: int, forms: AttentionForms, *, max_rows: int, max_batch: int) -> None:
+        assert 1 <= max_batch <= max_rows, (max_batch, max_rows)
+        self.pool = PagePool(num_pages)
+        self.prefix = PrefixCache(self.pool, forms, page_size)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # the oldest first
+        self.preemptions = 0
+        self._forms, self._page_size = forms, page_size
+        self._max_rows, self._max_batch = max_rows, max_batch
+        self._last_was_expanded = False
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence wait for its turn."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that is finished or cancelled; what it computed stays in the prefix cache."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def plan(self) -> Plan | None:
+        """The next step; None where nothing waits or runs. Every plan makes progress."""
+        self._admit()
+        if not self.running:
+            return None
+        # Blocks run alone, so they take turns with the rows of the others.
+        order = (self._mixed, self._expanded) if self._last_was_expanded else (self._expanded, self._mixed)
+        plan = order[0]() or order[1]()
+        assert plan is not None, "no running sequence could be given a row"
+        self._last_was_expanded = plan.expanded
+        return plan
+
+    def advance(self, work: Work) -> None:
+        """Note that `work` is computed; a prompt's full pages can be shared from its end on."""
+        sequence = work.sequence
+        sequence.computed = work.stop
+        if work.start < sequence.prompt_length <= work.stop:
+            prompt = sequence.tokens[: sequence.prompt_length]
+            self.prefix.insert(prompt, sequence.pages, sequence.prompt_length, partial=False)
+
+    def borrow(self, count: int) -> list[int]:
+        """`count` pages for work outside the schedule, running sequences giving theirs up if need be."""
+        pages: list[int] = []
+        while len(pages) < count:
+            page = self._take_page()
+            if page is not None:
+                pages.append(page)
+            elif self.running:
+                self._preempt()
+            else:
+                self.pool.release(pages)
+                raise RuntimeError(f"{count} pages are wanted of a cache of {self.pool.num_pages}")
+        return pages
+
+    def _admit(self) -> None:
+        """Start waiting sequences while the rows of the next step are not all spoken for and their pages are there."""
+        while self.waiting and len(self.running) < self._max_batch:
+            if sum(sequence.remaining for sequence in self.running) >= self._max_rows:
+                return
+            sequence = self.waiting[0]
+            match = self.prefix.find(sequence.tokens, sequence.prompt_length)
+            promised = sum(self._pages_for(other.tokens) - len(other.pages) for other in self.running)
+            needed = promised + self._pages_for(sequence.tokens) - match.num_pages
+            # Counting what can be evicted walks the whole prefix cache.
+            if needed > self.pool.free:
+                spare = self.pool.free + self.prefix.evictable() - self.prefix.pinned_by(match)
+                if needed > spare:
+                    assert self.running, "a sequence alone does not fit in the cache"
+                    return
+            self.waiting.popleft()
+            sequence.pages.extend(self.prefix.take(match))
+            sequence.computed = match.length
+            if not sequence.admitted:
+                sequence.admitted, sequence.reused = True, match.length
+            self.running.append(sequence)
+
+    def _mixed(self) -> Plan | None:
+        """A row for every decoding sequence, and chunks of prompts, the oldest first, in the rows that are left."""
+        works = []
+        spare_rows = self._max_rows - sum(sequence.remaining == 1 for sequence in self.running)
+        for sequence in tuple(self.running):
+            if sequence not in self.running:  # preempted for an older one
+                continue
+            decoding = sequence.remaining == 1
+            stop, expanded = self._next_chunk(sequence, 1 if decoding else spare_rows)
+            if expanded or stop == sequence.computed or not self._grow(sequence, stop):
+                continue
+            works.append(Work(sequence, sequence.computed, stop))
+            if not decoding:
+                spare_rows -= stop - sequence.computed
+        return Plan(tuple(works), expanded=False) if works else None
+
+    def _expanded(self) -> Plan | None:
+        """The next block of the oldest sequence that has one to run in the expanded form."""
+        for sequence in self.running:
+            stop, expanded = self._next_chunk(sequence, self._max_rows)
+            if expanded:
+                grown = self._grow(sequence, stop)
+                return Plan((Work(sequence, sequence.computed, stop),), expanded=True) if grown else None
+        return None
+
+    def _next_chunk(self, sequence: Sequence, rows: int) -> tuple[int, bool]:
+        return self._forms.next_chunk(sequence.computed, len(sequence.tokens), sequence.prompt_length, rows)
+
+    def _grow(self, sequence: Sequence, stop: int) -> bool:
+        """Give a sequence pages up to `stop`; False where it was itself the youngest and had to give up."""
+        while len(sequence.pages) * self._page_size < stop:
+            page = self._take_page()
+            if page is not None:
+                sequence.pages.append(page)
+            elif self._preempt() is sequence:
+                return False
+        return True
+
+    def _take_page(self) -> int | None:
+        if not self.pool.free:
+            self.prefix.evict()
+        return self.pool.allocate()
+
+    def _preempt(self) -> Sequence:
+        """Send the youngest running sequence back to the head of the queue."""
+        victim = self.running.pop()
+        self._release(victim)
+        self.waiting.appendleft(victim)
+        self.preemptions += 1
+        return victim
+
+    def _release(self, sequence: Sequence) -> None:
+        tokens = sequence.tokens[: sequence.computed]
+        self.prefix.insert(tokens, sequence.pages, sequence.prompt_length, partial=True)
+        self.pool.release(sequence.pages)
+        sequence.pages, sequence.computed = type(sequence.pages)("i"), 0
+
+    def _pages_for(self, tokens: object) -> int:
+        return -(-len(tokens) // self._page_size)

@@ -1,0 +1,80 @@
+"""One request on its way: its tokens, how far they are computed, and the pages that hold them."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections.abc import Sequence as Tokens
+from typing import Protocol
+
+from mlc_dsv3.runtime.sampler import TokenHistory
+from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.stopping import StopFilter
+
+
+class TextStream(Protocol):
+    """Incremental detokenization, as `detokenizer.Detokenizer` does it."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+
+    def finish(self) -> str:
+        """What is left of an unfinished character."""
+
+
+class Sequence:
+    """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`."""
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: Tokens[int],
+        params: SamplingParams,
+        detokenizer: TextStream | None = None,
+        stop_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.tokens = array("i", map(int, prompt))
+        self.prompt_length = len(prompt)
+        self.computed = 0
+        self.pages = array("i")
+        self.reused = 0  # tokens that the cache spared at the first admission
+        self.admitted = False
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.history = TokenHistory(prompt) if params.penalises else None
+        self._stop_tokens = stop_tokens
+        self._detokenizer = detokenizer
+        self._stops = StopFilter(params.stop)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that the cache lacks."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether all but the last token of the output is computed."""
+        return self.remaining == 1 and self.generated > 0
+
+    @property
+    def generated(self) -> int:
+        """Tokens of output so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def append(self, token: int) -> tuple[str, bool]:
+        """Add a sampled token; returns the text that can be shown now, and whether a stop was reached."""
+        self.tokens.append(token)
+        if self.history is not None:
+            self.history.append(token)
+        if token in self._stop_tokens:
+            return "", True
+        text = self._detokenizer.push(token) if self._detokenizer is not None else ""
+        return self._stops.push(text), self._stops.stopped
+
+    def finish(self) -> tuple[str, bool]:
+        """The text still held back, when no more tokens come, and whether it has a stop string after all."""
+        if self._stops.stopped or self._detokenizer is None:
+            return "", self._stops.stopped
+        text = self._stops.push(self._detokenizer.finish())
+        return text + self._stops.flush(), self._stops.stopped

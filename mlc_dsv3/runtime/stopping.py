@@ -1,0 +1,42 @@
+"""Stop strings in streamed text: cut at the first, and hold back what might become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopFilter:
+    """Passes text through up to the first stop string that is completed, however the text is cut into pieces."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What of the text so far can be shown now. After a stop string, nothing."""
+        if self.stopped:
+            return ""
+        self._held += text
+        # The stop string that is complete first, and the longest of several that end together.
+        ends = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            shown, self._held = self._held[: min(ends)[1]], ""
+            return shown
+        keep = self._undecided()
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
