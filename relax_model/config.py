@@ -16,7 +16,13 @@ from relax_model.rope_config import RopeConfig, parse_rope
 
 # What a config.json of each model type means when it leaves a field out.
 _FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False, "rope_theta": 1e4},
+    "deepseek_v2": {
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "rope_theta": 1e4,
+        "first_k_dense_replace": 0,
+    },
     "deepseek_v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "rope_theta": 1e4},
     "kimi_k2": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "rope_theta": 5e4},
     "glm4_moe_lite": {
@@ -25,6 +31,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "rope_theta": 1e6,
         "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "rms_norm_eps": 1e-5,
     },
     "joyai_llm_flash": {
         "scoring_func": "sigmoid",
@@ -193,7 +202,7 @@ def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> Mod
     Raises ConfigError, in one line, for whatever is unknown, missing, out of range or contradictory.
     """
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ConfigError(f"model_type is {model_type!r}; known: {', '.join(MODEL_TYPES)}")
     unknown = sorted(set(config) - _FIELDS - _WITHOUT_EFFECT - set(ignore))
     if unknown:
@@ -202,7 +211,7 @@ def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> Mod
             f"--ignore-config-field {unknown[0]} goes on without it"
         )
     read = _Reader({**_FAMILIES[model_type], **{k: v for k, v in config.items() if v is not None}}, config)
-    return _build(str(model_type), read)
+    return _build(model_type, read)
 
 
 class _Reader:
@@ -218,6 +227,18 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
             raise ConfigError(f"config field {name!r} is {value!r}; it must be a whole number of at least {least}")
         return int(value)
+
+    def number(self, name: str, default: float) -> float:
+        value = self.fields.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigError(f"config field {name!r} is {value!r}; it must be a number over 0")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.fields.get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"config field {name!r} is {value!r}; it must be true or false")
+        return value
 
     def choice(self, name: str, known: tuple[Any, ...], default: Any) -> Any:
         value = self.fields.get(name, default)
@@ -236,6 +257,8 @@ def _build(model_type: str, read: _Reader) -> ModelConfig:
     rope_dim = read.integer("qk_rope_head_dim")
     if rope_dim % 2:
         raise ConfigError(f"config field 'qk_rope_head_dim' is {rope_dim}; rotary channels come in pairs")
+    if "q_lora_rank" not in read.raw:
+        raise ConfigError("config field 'q_lora_rank' is missing; null says that there is no such projection")
     router = _router(read)
     moe_layers = _moe_layers(read, layers, mtp_layers) if router else (False,) * (layers + mtp_layers)
     return ModelConfig(
@@ -258,20 +281,20 @@ def _build(model_type: str, read: _Reader) -> ModelConfig:
         rope=parse_rope(
             read.raw,
             rope_dim,
-            bool(read.fields.get("rope_interleave", True)),
+            read.flag("rope_interleave", True),
             read.fields["rope_theta"],
         ),
         max_position_embeddings=read.integer("max_position_embeddings"),
-        tie_word_embeddings=read.choice("tie_word_embeddings", (False, True), False),
+        tie_word_embeddings=read.flag("tie_word_embeddings", False),
         num_nextn_predict_layers=mtp_layers,
     )
 
 
 def _epsilon(read: _Reader) -> float:
-    value = read.fields.get("rms_norm_eps", 1e-6)
-    if not isinstance(value, (int, float)) or not 0 < value < 1:
+    value = read.number("rms_norm_eps", 1e-6)
+    if value >= 1:
         raise ConfigError(f"config field 'rms_norm_eps' is {value!r}; it must lie between 0 and 1")
-    return float(value)
+    return value
 
 
 def _router(read: _Reader) -> RouterConfig | None:
@@ -282,8 +305,8 @@ def _router(read: _Reader) -> RouterConfig | None:
     chosen = read.integer("num_experts_per_tok")
     method = read.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), None)
     grouped = method != "greedy"
-    groups = read.integer("n_group", 1) if grouped else 1
-    chosen_groups = read.integer("topk_group", 1) if grouped else 1
+    groups = read.integer("n_group") if grouped else 1
+    chosen_groups = read.integer("topk_group") if grouped else 1
     if experts % groups:
         raise ConfigError(f"n_routed_experts ({experts}) is not a multiple of n_group ({groups})")
     if chosen_groups > groups:
@@ -302,17 +325,21 @@ def _router(read: _Reader) -> RouterConfig | None:
         topk_method=method,
         n_group=groups,
         topk_group=chosen_groups,
-        norm_topk_prob=bool(read.fields.get("norm_topk_prob")),
-        routed_scaling_factor=float(read.fields.get("routed_scaling_factor", 1.0)),
+        norm_topk_prob=read.flag("norm_topk_prob", False),
+        routed_scaling_factor=read.number("routed_scaling_factor", 1.0),
     )
 
 
 def _moe_layers(read: _Reader, layers: int, mtp_layers: int) -> tuple[bool, ...]:
     kinds = read.fields.get("mlp_layer_types")
     if kinds is not None:
-        if len(kinds) != layers or set(kinds) - {"dense", "sparse"}:
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or any(kind not in ("dense", "sparse") for kind in kinds)
+        ):
             raise ConfigError(f"mlp_layer_types must name 'dense' or 'sparse' for each of {layers} layers")
         return tuple(kind == "sparse" for kind in kinds) + (True,) * mtp_layers
-    first = read.integer("first_k_dense_replace", 0, least=0)
+    first = read.integer("first_k_dense_replace", least=0)
     every = read.integer("moe_layer_freq", 1)
     return tuple(layer >= first and layer % every == 0 for layer in range(layers)) + (True,) * mtp_layers

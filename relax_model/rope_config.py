@@ -94,11 +94,11 @@ def parse_rope(config: dict[str, Any], dim: int, interleaved: bool, default_thet
     Raises ConfigError for a kind of RoPE other than plain and YaRN, and for a field that neither has.
     """
     spelled = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    fields = dict(config.get(spelled) or {})
+    fields = config.get(spelled) or {}
+    if not isinstance(fields, dict):
+        raise ConfigError(f"config field {spelled!r} is {fields!r}; it must be an object or null")
     kind = fields.get("rope_type") or fields.get("type") or "default"
-    theta = float(fields.get("rope_theta") or config.get("rope_theta") or default_theta)
-    if theta <= 1:
-        raise ConfigError(f"rope_theta is {theta}; it must be over 1")
+    theta = _number("rope_theta", fields.get("rope_theta") or config.get("rope_theta") or default_theta, over=1)
     for place in (fields, config):
         if place.get("partial_rotary_factor", 1) not in (1, None):
             raise ConfigError(f"partial_rotary_factor is {place['partial_rotary_factor']}; only 1 is supported")
@@ -108,26 +108,39 @@ def parse_rope(config: dict[str, Any], dim: int, interleaved: bool, default_thet
     if kind != "yarn":
         raise ConfigError(f"{spelled}.rope_type is {kind!r}; known: 'default', 'yarn'")
     _refuse_unknown(fields, _COMMON_FIELDS | _YARN_FIELDS, spelled)
+    return RopeConfig(dim, theta, interleaved, _yarn(fields, config, spelled))
+
+
+def _yarn(fields: dict[str, Any], config: dict[str, Any], spelled: str) -> YarnConfig:
+    def number(name: str, default: float, over: float = 0) -> float:
+        return _number(f"{spelled}.{name}", fields.get(name) or default, over)
+
     if "factor" not in fields:
         raise ConfigError(f"{spelled}.factor is missing; YaRN needs it")
-    longest = config.get("max_position_embeddings")
-    original = fields.get("original_max_position_embeddings") or longest
-    if not original:
-        raise ConfigError(f"{spelled}.original_max_position_embeddings is missing")
-    factor = float(longest / original if fields["factor"] is None else fields["factor"])
+    longest = config.get("max_position_embeddings") or 0
+    original = number("original_max_position_embeddings", longest)
+    # A factor of null means the ratio of the two lengths.
+    factor = number("factor", longest / original)
     if factor < 1:
         raise ConfigError(f"{spelled}.factor is {factor}; it must be at least 1")
-    yarn = YarnConfig(
+    attention_factor = fields.get("attention_factor")
+    return YarnConfig(
         factor=factor,
         original_max_position_embeddings=int(original),
-        beta_fast=float(fields.get("beta_fast") or 32),
-        beta_slow=float(fields.get("beta_slow") or 1),
-        mscale=float(fields.get("mscale") or 0),
-        mscale_all_dim=float(fields.get("mscale_all_dim") or 0),
-        attention_factor=fields.get("attention_factor"),
-        truncate=bool(fields.get("truncate", True)),
+        beta_fast=number("beta_fast", 32),
+        beta_slow=number("beta_slow", 1),
+        # Absent or 0 means the same: this mscale is not used.
+        mscale=number("mscale", 0, over=-1),
+        mscale_all_dim=number("mscale_all_dim", 0, over=-1),
+        attention_factor=None if attention_factor is None else number("attention_factor", 0),
+        truncate=fields.get("truncate", True) is not False,
     )
-    return RopeConfig(dim, theta, interleaved, yarn)
+
+
+def _number(name: str, value: Any, over: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > over:
+        raise ConfigError(f"{name} is {value!r}; it must be a number over {over:g}")
+    return float(value)
 
 
 def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None:

@@ -36,7 +36,7 @@ def compile_model(
     Raises UserError for an unknown device or quantization, a context over the model's, or a machine that cannot link.
     """
     target = resolve_target(device, target_cpu)
-    window = context_window or config.max_position_embeddings
+    window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +23,8 @@ def load_runtime() -> None:
     spec = importlib.util.find_spec("tvm")
     assert spec is not None, "check_pins has seen the package"
     assert spec.submodule_search_locations
+    # Its thread pool would pin the calling thread to one core, and all that it starts afterwards with it.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     import tvm_ffi  # noqa: F401  it must come first: the runtime library is linked with its own
 
     suffix = "dylib" if sys.platform == "darwin" else "so"

@@ -25,7 +25,9 @@ _SCALE_SUFFIX = "_scale_inv"
 class Checkpoint:
     """An open checkpoint: `config` is config.json as it stands, `model_config` the same one checked."""
 
-    def __init__(self, path: Path, config: dict[str, Any], model_config: ModelConfig, files: list[SafetensorsFile]):
+    def __init__(
+        self, path: Path, config: dict[str, Any], model_config: ModelConfig, files: list[SafetensorsFile]
+    ) -> None:
         self.path = path
         self.config = config
         self.model_config = model_config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +55,7 @@ def test_what_may_become_a_stop_string_is_held_back_and_no_more() -> None:
 )
 def test_how_text_is_cut_into_pieces_does_not_matter(stops: list[str], text: str, cuts: set[int]) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    pieces = [text[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:stop] for start, stop in itertools.pairwise(edges)]
     # The definition: character by character, until the text ends in a stop string.
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]

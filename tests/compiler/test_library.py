@@ -1,0 +1,129 @@
+"""A compiled library: what it says of itself, and which artifacts and machines it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden.families import CHECKPOINTS
+
+from mlc_dsv3.compiler import compile_model
+from mlc_dsv3.compiler.metadata import FORMAT_VERSION, Metadata
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime import library as library_module
+from mlc_dsv3.runtime.library import Library, read_metadata
+from mlc_dsv3.runtime.model import CompiledModel, set_threads
+from mlc_dsv3.weights import Artifact
+from relax_model.config import parse_config
+from relax_model.layout import layout_of
+from relax_model.parameters import parameters
+
+
+@pytest.fixture(scope="module")
+def tiny(compiled):
+    return compiled("youtu")
+
+
+def test_metadata_says_what_the_library_is_for(tiny) -> None:
+    config = Artifact.open(tiny.artifact).model_config
+    metadata = read_metadata(tiny.library)
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert metadata["model_type"] == "youtu"
+    assert metadata["config_digest"] == config.digest()
+    assert metadata["quantization"] == "q0f32"
+    assert metadata["context_window"] == config.max_position_embeddings
+    assert metadata["functions"] == ("step", "prefill")
+    names = [name for p in parameters(config) for name in p.buffers(layout_of("q0f32"))]
+    assert [name for name, _, _ in metadata["parameters"]] == names
+    json.dumps(metadata)
+
+
+def test_an_artifact_of_another_config_is_refused_by_the_field_that_differs(tiny, compiled) -> None:
+    other = compiled("deepseek_v2_lite")
+    with pytest.raises(UserError, match="does not fit the model: model_type is youtu in the library and deepseek_v2"):
+        CompiledModel.load(Artifact.open(other.artifact), tiny.library)
+
+
+def test_an_artifact_of_another_quantization_is_refused(tiny, compiled) -> None:
+    other = compiled("youtu", "q4f16_1")
+    with pytest.raises(UserError, match="quantization is q0f32 in the library and q4f16_1 in the model"):
+        CompiledModel.load(Artifact.open(other.artifact), tiny.library)
+
+
+def test_the_same_type_of_another_size_is_refused(tiny) -> None:
+    artifact = Artifact.open(tiny.artifact)
+    wider = dataclasses.replace(artifact.model_config, intermediate_size=999)
+    with pytest.raises(UserError, match="config is [0-9a-f]{12} in the library and [0-9a-f]{12} in the model"):
+        Library(tiny.library).metadata.refuse_unless_for(wider, "q0f32", "lib.so")
+
+
+def test_a_library_of_another_format_version_is_refused(tiny) -> None:
+    fields = read_metadata(tiny.library) | {"format_version": FORMAT_VERSION + 1}
+    with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}.*compile it again"):
+        Metadata.from_json(json.dumps(fields))
+
+
+def test_a_processor_without_the_librarys_features_is_refused_by_their_names(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(library_module, "host_features", lambda: frozenset())
+    with pytest.raises(UserError, match=f"lacks {', '.join(sorted(read_metadata_features(tiny)))}"):
+        Library(tiny.library)
+
+
+def read_metadata_features(tiny) -> tuple[str, ...]:
+    """The features that the library was compiled for, read where they are there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library_module.Library, "_refuse_other_processor", lambda self: None)
+        return Library(tiny.library).metadata.features
+
+
+def test_another_architecture_is_refused(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(library_module, "host_arch", lambda: "riscv64")
+    with pytest.raises(UserError, match="and this machine is riscv64"):
+        Library(tiny.library)
+
+
+def test_files_that_are_no_library_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there; make it with: mlc_dsv3 compile"):
+        Library(tmp_path / "absent.so")
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+    with pytest.raises(UserError, match="is no library of this program") as caught:
+        Library(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("window", [0, 10**9])
+def test_a_context_window_outside_the_models_is_refused(window: int, tmp_path: Path) -> None:
+    config = parse_config(CHECKPOINTS["youtu"].config)
+    with pytest.raises(UserError, match=f"context window {window} is outside"):
+        compile_model(config, "q0f32", "cpu", tmp_path / "lib.so", context_window=window)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compilation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    config = parse_config(CHECKPOINTS["youtu"].config)
+    with pytest.raises(UserError, match="linking .* failed"):
+        compile_model(config, "q0f32", "cpu", tmp_path / "lib.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_threads_than_cores_and_none_are_refused() -> None:
+    for threads in (0, 4096):
+        with pytest.raises(UserError, match=f"threads is {threads}; this machine has 1 to"):
+            set_threads(threads)
+
+
+def test_caches_are_aligned_and_zero(tiny) -> None:
+    model = CompiledModel.load(Artifact.open(tiny.artifact), tiny.library)
+    model.allocate_cache(3)
+    for cache in model._caches:
+        array = np.from_dlpack(cache)
+        assert array.ctypes.data % 64 == 0
+        assert array.shape[0] == 3
+        assert not array.any()
+    itemsize, count = array.dtype.itemsize, len(model._caches)
+    assert model.cache_bytes_per_page() == count * array[0].size * itemsize

@@ -1,0 +1,102 @@
+"""Targets from `build/`, matched with processors; linkers found; the pinned pair of packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlc_dsv3 import _pins
+from mlc_dsv3.compiler import devices, resolve_target, targets
+from mlc_dsv3.compiler import link as link_module
+from mlc_dsv3.errors import UserError
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch):
+    """`processor(arch, *features)` makes this machine look like one."""
+
+    def pretend(arch: str, *features: str) -> None:
+        monkeypatch.setattr(targets, "host_arch", lambda: arch)
+        monkeypatch.setattr(targets, "host_features", lambda: frozenset(features))
+
+    return pretend
+
+
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+
+def test_the_best_level_that_the_processor_has_is_taken(processor) -> None:
+    processor("x86_64", *AVX2)
+    assert resolve_target("cpu").level == "x86-64-avx2"
+    processor("x86_64", *AVX2, *AVX512)
+    assert resolve_target("cpu").level == "x86-64-avx512"
+    processor("aarch64", "neon")
+    assert resolve_target("auto").level == "aarch64-neon"
+
+
+def test_another_level_can_be_named(processor) -> None:
+    processor("aarch64", "neon")
+    assert resolve_target("cpu", "x86-64-avx2").arch == "x86_64"
+
+
+def test_a_processor_below_every_level_is_told_what_it_lacks(processor) -> None:
+    processor("x86_64", "sse2", "fma")
+    with pytest.raises(UserError, match="lacks avx2, f16c, which the lowest level, x86-64-avx2, needs"):
+        resolve_target("cpu")
+
+
+def test_an_unknown_architecture_device_or_level_lists_the_known_ones(processor) -> None:
+    with pytest.raises(UserError, match="device 'abacus' is unknown; known: .*cpu"):
+        resolve_target("abacus")
+    with pytest.raises(UserError, match="'z80' is unknown; known: x86-64-avx512, x86-64-avx2, aarch64-neon"):
+        resolve_target("cpu", "z80")
+    processor("riscv64")
+    with pytest.raises(UserError, match="libraries are for aarch64, x86_64"):
+        resolve_target("cpu")
+
+
+def test_every_device_has_a_status_with_a_reason(processor) -> None:
+    processor("x86_64", *AVX2)
+    assert {status.name for status in devices()} == set(targets.device_names())
+    cpu = next(status for status in devices() if status.name == "cpu")
+    assert cpu.can_run
+    assert "x86-64-avx2" in cpu.reason
+    processor("riscv64")
+    assert not next(status for status in devices() if status.name == "cpu").can_run
+
+
+def test_without_a_c_compiler_ziglang_links(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else real(name))
+    assert link_module.find_linker() == [sys.executable, "-m", "ziglang", "cc"]
+
+
+def test_with_neither_one_line_says_how_to_get_either(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ziglang" else real(name))
+    with pytest.raises(UserError, match="apt install gcc.*pip install ziglang"):
+        link_module.find_linker()
+
+
+def test_a_compiler_named_by_cc_must_be_there(monkeypatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -m64")
+    with pytest.raises(UserError, match="CC is 'no-such-compiler -m64', and there is no such program"):
+        link_module.find_linker()
+
+
+def test_another_version_of_the_pinned_pair_is_refused_with_the_way_to_mend_it(monkeypatch) -> None:
+    monkeypatch.setattr(_pins, "version", lambda package: "0.1.15")
+    with pytest.raises(UserError, match=r"apache-tvm is 0\.1\.15.*pip install apache-tvm==.* apache-tvm-ffi=="):
+        _pins.check_pins()
+
+
+def test_the_installed_pair_is_the_pinned_one() -> None:
+    _pins.check_pins()
