@@ -154,8 +154,9 @@ def multiplier(tile: CpuTile, rows: int, columns: int, block: int, width: int) -
                 for v in T.vectorized(lanes):
                     acc[i * lanes + v] = T.float32(0)
             for k in T.serial(vectors):
-                for i in T.unroll(rows):
-                    for j in T.unroll(columns):
+                # Weight rows outside: `rows` vectors of x and one of weights stay in registers beside the sums.
+                for j in T.unroll(columns):
+                    for i in T.unroll(rows):
                         for v in T.vectorized(lanes):
                             acc[(i * columns + j) * lanes + v] = T.fma(
                                 x(i, k * lanes + v),
