@@ -1,0 +1,73 @@
+"""Fixtures that several packages' tests share: tiny checkpoints compiled once a session."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Tests run against the installed package, so that not the repository but only this folder goes on the path: `golden`.
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from golden.driver import Driver
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A tiny checkpoint with what was made of it: the Hugging Face folder, the artifact and the library."""
+
+    checkpoint: Path
+    artifact: Path
+    library: Path
+
+    def driver(self, *, threads: int | None = None) -> Driver:
+        """The loaded model behind a driver with a cache of its own."""
+        from golden.driver import Driver
+
+        from mlc_dsv3.runtime.model import CompiledModel
+        from mlc_dsv3.weights import Artifact
+
+        return Driver(CompiledModel.load(Artifact.open(self.artifact), self.library, threads=threads))
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled]:
+    """`compiled(name, quantization="q0f32")`: a tiny checkpoint converted and compiled for the CPU, once a session."""
+    folder = tmp_path_factory.mktemp("compiled")
+
+    @functools.cache
+    def compile_once(name: str, quantization: str) -> Compiled:
+        from golden import checkpoints, tokenizer
+
+        from mlc_dsv3.compiler import compile_model
+        from mlc_dsv3.weights import Checkpoint, convert
+
+        source = folder / name
+        if not source.exists():
+            checkpoints.write(name, source)
+            tokenizer.write(source)
+        checkpoint = Checkpoint.open(source)
+        artifact = convert(checkpoint, quantization, folder / f"{name}-{quantization}-MLC")
+        library = folder / f"{name}-{quantization}-cpu.so"
+        compile_model(checkpoint.model_config, quantization, "cpu", library)
+        return Compiled(source, artifact, library)
+
+    # The cache tells a default left out from the same one given, and would compile for each.
+    return lambda name, quantization="q0f32": compile_once(name, quantization)
+
+
+@pytest.fixture(scope="session")
+def driver(compiled: Callable[..., Compiled]) -> Callable[..., Driver]:
+    """`driver(name, quantization="q0f32")`: the driver of a compiled tiny checkpoint, one a session."""
+
+    @functools.cache
+    def load_once(name: str, quantization: str) -> Driver:
+        return compiled(name, quantization).driver()
+
+    return lambda name, quantization="q0f32": load_once(name, quantization)

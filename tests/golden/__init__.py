@@ -1,0 +1,1 @@
+"""Oracle outputs of the family, the tiny checkpoints they belong to, and an independent reference implementation."""

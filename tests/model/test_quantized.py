@@ -1,0 +1,64 @@
+"""Quantized libraries against the float64 reference on the same weights, quantized and dequantized again in NumPy.
+
+The reference rounds what it caches to the library's cache dtype (float16 beside weights below float32): a float16 cache
+alone moves logits by up to 1e-2 of their standard deviation, and further where it flips a choice of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from golden import checkpoints
+from golden.driver import Driver
+from golden.families import CHECKPOINTS
+from golden.reference import ReferenceModel
+
+from mlc_dsv3 import quantization
+from relax_model.layout import layout_of
+
+# Weights and cache are the same numbers on both sides: what is left is float32 arithmetic, as without quantization.
+TOLERANCE = 1e-3
+
+QUANTIZED = [
+    (name, quantization)
+    for name in ("deepseek_v3", "deepseek_v2_lite", "youtu")
+    for quantization in ("q0f16", "q0bf16", "q8f16_1", "q4f16_1")
+] + [("glm4_moe_lite", "q4f16_1"), ("deepseek_v3_fp8", "q4f16_1")]
+
+
+def reference(name: str, scheme: str, cache_dtype: str) -> ReferenceModel:
+    """The reference on the weights that a quantization of the checkpoint stands for."""
+    layout = layout_of(scheme)
+    weights = checkpoints.tensors(name)
+    for tensor, value in weights.items():
+        if value.ndim == 2 and not tensor.endswith("mlp.gate.weight"):
+            weights[tensor] = quantization.dequantize(layout, quantization.quantize(layout, value), value.shape[1])
+    return ReferenceModel(CHECKPOINTS[name].config, weights, cache_dtype=cache_dtype)
+
+
+@pytest.mark.parametrize(("name", "scheme"), QUANTIZED)
+def test_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
+    chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
+    expected = reference(name, scheme, chosen.model.metadata.cache_dtype).forward(prompt).logits
+    for chunk in (None, 1):
+        assert np.abs(chosen.prefill(prompt, chunk).logits - expected).max() <= TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("scheme", ["q0f16", "q4f16_1"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite"])
+def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
+    chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
+    next_tokens, hidden = np.append(prompt[1:], 5), chosen.prefill(prompt).hidden
+    model = reference(name, scheme, chosen.model.metadata.cache_dtype)
+    expected = model.draft(next_tokens, hidden.astype(np.float64)).logits
+    assert np.abs(chosen.draft(next_tokens, hidden).logits - expected).max() <= TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("q0f16", 0.02), ("q8f16_1", 0.1), ("q4f16_1", 2.0)])
+def test_quantization_costs_what_its_bits_cost(scheme: str, most: float, driver: Callable[..., Driver]) -> None:
+    # A dense model: with random experts, one flipped choice would drown what rounding the weights costs.
+    golden = checkpoints.golden("youtu")["logits"]
+    difference = driver("youtu", scheme).prefill(checkpoints.prompt("youtu")).logits - golden
+    assert np.sqrt(np.mean(difference**2)) <= most * golden.std()
