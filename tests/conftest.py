@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# A background job is started with interrupts ignored; tests of Ctrl-C are not to depend on how they were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run against the installed package, so that not the repository but only this folder goes on the path: `golden`.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -63,11 +63,12 @@ def _artifact(
                 f"{folder} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
             )
         return artifact
+    checkpoint = Checkpoint.open(folder, ignore=ignore)
     quantization = quantization or target.default("quantization")
     key = hashlib.sha256(f"{checkpoint_identity(folder)}\n{sorted(ignore)}\n{quantization}".encode()).hexdigest()
     output = cache_folder() / "weights" / key[:20] / artifact_name(name, quantization)
     if not (output / "tensor-cache.json").is_file():
-        convert(Checkpoint.open(folder, ignore=ignore), quantization, output)
+        convert(checkpoint, quantization, output)
     return Artifact.open(output)
 
 
