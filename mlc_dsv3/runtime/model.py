@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.library import Library
-from mlc_dsv3.runtime.virtual_machine import configure_threads
+from mlc_dsv3.runtime.virtual_machine import configure_threads, thread_count, usable_cores
 from mlc_dsv3.weights import Artifact
 from relax_model.config import ModelConfig
 
@@ -89,9 +88,9 @@ def _tensor(array: np.ndarray, dtype: str = "int32") -> Any:
 
 
 def set_threads(threads: int | None) -> int:
-    """Run kernels on this many threads (None: one for each core we may use) and return the number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Run kernels on this many threads (None: one for each core we may use) and return how many they are."""
+    cores = usable_cores()
     if threads is not None and not 1 <= threads <= cores:
         raise UserError(f"threads is {threads}; this machine has 1 to {cores}")
     configure_threads(threads or cores)
-    return threads or cores
+    return thread_count()

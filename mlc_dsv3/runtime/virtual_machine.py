@@ -23,8 +23,10 @@ def load_runtime() -> None:
     spec = importlib.util.find_spec("tvm")
     assert spec is not None, "check_pins has seen the package"
     assert spec.submodule_search_locations
-    # Its thread pool would pin the calling thread to one core, and all that it starts afterwards with it.
+    # Its thread pool would pin the calling thread to one core, and all that it starts afterwards with it; and it would
+    # take half of the cores for hyper-threads.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
     import tvm_ffi  # noqa: F401  it must come first: the runtime library is linked with its own
 
     suffix = "dylib" if sys.platform == "darwin" else "so"
@@ -44,6 +46,11 @@ def open_machine(library: Path) -> Callable[[str], Callable[..., Any]]:
     return machine.get_function
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def configure_threads(threads: int) -> None:
     """Run kernels on this many threads."""
     load_runtime()
@@ -51,3 +58,11 @@ def configure_threads(threads: int) -> None:
 
     use_as_many_as_asked = 0
     tvm_ffi.get_global_func("runtime.config_threadpool")(use_as_many_as_asked, threads)
+
+
+def thread_count() -> int:
+    """Threads that kernels run on now."""
+    load_runtime()
+    import tvm_ffi
+
+    return int(tvm_ffi.get_global_func("runtime.NumThreads")())

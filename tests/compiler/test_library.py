@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +118,20 @@ def test_more_threads_than_cores_and_none_are_refused() -> None:
     for threads in (0, 4096):
         with pytest.raises(UserError, match=f"threads is {threads}; this machine has 1 to"):
             set_threads(threads)
+
+
+def test_kernels_run_on_as_many_threads_as_asked_and_by_default_on_all_cores(tiny) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from mlc_dsv3.runtime.model import CompiledModel, set_threads;"
+        "from mlc_dsv3.weights import Artifact; from mlc_dsv3.runtime.virtual_machine import thread_count;"
+        "load = lambda threads: CompiledModel.load(Artifact.open(sys.argv[1]), Path(sys.argv[2]), threads=threads);"
+        "load(None); print(thread_count() == len(os.sched_getaffinity(0)));"
+        "load(1); print(thread_count()); print(set_threads(None) == len(os.sched_getaffinity(0)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TVM_")}
+    arguments = [sys.executable, "-c", script, str(tiny.artifact), str(tiny.library)]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["True", "1", "True"]
 
 
 def test_caches_are_aligned_and_zero(tiny) -> None:
