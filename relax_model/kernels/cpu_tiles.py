@@ -179,3 +179,47 @@ def multiplier(tile: CpuTile, rows: int, columns: int, block: int, width: int) -
                         )
 
     return multiply
+
+
+def product(tile: CpuTile, block: int, width: int) -> Callable[..., Any]:
+    """Statement `product(panel, valid, count, x, y, y_at, add)`: `multiply` for rows 0 … `count`, tile by tile.
+
+    Rows left over by whole tiles go one by one, through the same sums in the same order.
+    """
+    return over_tiles(
+        tile.rows,
+        multiplier(tile, tile.rows, tile.columns, block, width),
+        multiplier(tile, 1, tile.columns, block, width),
+    )
+
+
+def over_tiles(rows: int, many: Callable[..., Any], one: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `many` on whole tiles of `rows` rows and `one` on each row that is left, with row numbers from 0."""
+
+    @T.inline
+    def run(panel, valid, count, x, y, y_at, add):
+        for t in T.serial(count // rows):
+            many(
+                panel,
+                valid,
+                lambda i, k: x(t * rows + i, k),
+                y,
+                lambda i, n: y_at(t * rows + i, n),
+                lambda i, n: add(t * rows + i, n),
+            )
+        for t in T.serial(count % rows):
+            one(
+                panel,
+                valid,
+                lambda i, k: x(count // rows * rows + t, k),
+                y,
+                lambda i, n: y_at(count // rows * rows + t, n),
+                lambda i, n: add(count // rows * rows + t, n),
+            )
+
+    return run
+
+
+def nothing(row: Any, column: Any) -> Any:
+    """The `add` of a product that is added to nothing."""
+    return T.float32(0)

@@ -14,8 +14,10 @@ from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
     block_rows,
-    multiplier,
+    nothing,
+    over_tiles,
     padded,
+    product,
     scale_names,
     stored,
     unpacker,
@@ -96,7 +98,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
 
     def absorber(count: int):
         @T.inline
-        def absorb(panel, q, y, y_at, columns):
+        def absorb_tile(panel, valid, q, y, y_at, add):
             acc = T.alloc_buffer((count * size,), "float32", scope="global")
             for i in T.unroll(count * size):
                 acc[i] = T.float32(0)
@@ -109,12 +111,12 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
                             )
             for i in T.unroll(count):
                 for c in T.serial(size):
-                    if c < columns:
-                        y[y_at(i, c)] = acc[i * size + c]
+                    if c < valid:
+                        y[y_at(i, c)] = acc[i * size + c] + add(i, c)
 
-        return absorb
+        return absorb_tile
 
-    many, one = absorber(rows), absorber(1)
+    absorb = over_tiles(rows, absorber(rows), absorber(1))
 
     @T.prim_func(private=True, s_tir=True)
     def query_absorb_cpu(
@@ -136,22 +138,15 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
                 panel = T.alloc_buffer((shape.nope, size), "float32", scope="global")
                 for n in T.serial(shape.nope):
                     unpack(panel, n, data, scale, b // blocks * shape.expanded_width + n, b % blocks * size)
-                for t in T.serial(m // rows):
-                    many(
-                        panel,
-                        lambda i, n: Q[t * rows + i, b // blocks * shape.query_width + n],
-                        Y,
-                        lambda i, c: (t * rows + i, b // blocks, b % blocks * size + c),
-                        rank - b % blocks * size,
-                    )
-                for t in T.serial(m % rows):
-                    one(
-                        panel,
-                        lambda i, n: Q[m // rows * rows + t, b // blocks * shape.query_width + n],
-                        Y,
-                        lambda i, c: (m // rows * rows + t, b // blocks, b % blocks * size + c),
-                        rank - b % blocks * size,
-                    )
+                absorb(
+                    panel,
+                    rank - b % blocks * size,
+                    m,
+                    lambda i, n: Q[i, b // blocks * shape.query_width + n],
+                    Y,
+                    lambda i, c: (i, b // blocks, b % blocks * size + c),
+                    nothing,
+                )
             for i in T.parallel(m):
                 for h in T.serial(heads):
                     for p in T.serial(shape.rope // 2):
@@ -181,13 +176,13 @@ def value_project(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pr
 
     o float32 (rows, heads, kv_lora_rank), kv_b_proj in `layout` → float32 (rows, heads · v).
     """
-    rank, heads, rows = shape.kv_lora_rank, shape.heads, tile.rows
+    rank, heads = shape.kv_lora_rank, shape.heads
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
     block = block_rows(tile, rank)
     blocks = -(-shape.v // block)
     panel_width = padded(layout, rank)
     unpack = unpacker(layout, rank)
-    many, one = (multiplier(tile, count, tile.columns, block, rank) for count in (rows, 1))
+    multiply = product(tile, block, rank)
 
     @T.prim_func(private=True, s_tir=True)
     def value_project_cpu(
@@ -214,23 +209,14 @@ def value_project(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pr
                         b // blocks * shape.expanded_width + shape.nope + T.min(b % blocks * block + i, shape.v - 1),
                         0,
                     )
-                for t in T.serial(m // rows):
-                    many(
-                        panel,
-                        shape.v - b % blocks * block,
-                        lambda i, k: O[t * rows + i, b // blocks, k],
-                        Y,
-                        lambda i, n: (t * rows + i, b // blocks * shape.v + b % blocks * block + n),
-                        lambda i, n: T.float32(0),
-                    )
-                for t in T.serial(m % rows):
-                    one(
-                        panel,
-                        shape.v - b % blocks * block,
-                        lambda i, k: O[m // rows * rows + t, b // blocks, k],
-                        Y,
-                        lambda i, n: (m // rows * rows + t, b // blocks * shape.v + b % blocks * block + n),
-                        lambda i, n: T.float32(0),
-                    )
+                multiply(
+                    panel,
+                    shape.v - b % blocks * block,
+                    m,
+                    lambda i, k: O[i, b // blocks, k],
+                    Y,
+                    lambda i, n: (i, b // blocks * shape.v + b % blocks * block + n),
+                    nothing,
+                )
 
     return without(value_project_cpu, *scale_names(layout))

@@ -8,8 +8,8 @@ from tvm.tirx import PrimFunc
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
     block_rows,
-    multiplier,
     padded,
+    product,
     scale_names,
     stored,
     unpacker,
@@ -26,7 +26,7 @@ def linear(layout: Layout, out: int, width: int, residual: bool = False, *, tile
     block = block_rows(tile, width)
     panel_width = padded(layout, width)
     unpack = unpacker(layout, width)
-    many, one = (multiplier(tile, rows, tile.columns, block, width) for rows in (tile.rows, 1))
+    multiply = product(tile, block, width)
 
     @T.prim_func(private=True, s_tir=True)
     def linear_cpu(
@@ -46,24 +46,15 @@ def linear(layout: Layout, out: int, width: int, residual: bool = False, *, tile
                 panel = T.alloc_buffer((block, panel_width), "float32", scope="global")
                 for i in T.serial(block):
                     unpack(panel, i, data, scale, T.min(b * block + i, out - 1), 0)
-                for t in T.serial(m // tile.rows):
-                    many(
-                        panel,
-                        out - b * block,
-                        lambda i, k: X[t * tile.rows + i, k],
-                        Y,
-                        lambda i, n: (t * tile.rows + i, b * block + n),
-                        lambda i, n: R[t * tile.rows + i, b * block + n] if residual else T.float32(0),
-                    )
-                for t in T.serial(m % tile.rows):
-                    one(
-                        panel,
-                        out - b * block,
-                        lambda i, k: X[m // tile.rows * tile.rows + t, k],
-                        Y,
-                        lambda i, n: (m // tile.rows * tile.rows + t, b * block + n),
-                        lambda i, n: R[m // tile.rows * tile.rows + t, b * block + n] if residual else T.float32(0),
-                    )
+                multiply(
+                    panel,
+                    out - b * block,
+                    m,
+                    lambda i, k: X[i, k],
+                    Y,
+                    lambda i, n: (i, b * block + n),
+                    lambda i, n: R[i, b * block + n] if residual else T.float32(0),
+                )
 
     unused = scale_names(layout) + (() if residual else ("R",))
     return without(linear_cpu, *unused)

@@ -13,8 +13,9 @@ from relax_model.config import RouterConfig
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
     block_rows,
-    multiplier,
+    nothing,
     padded,
+    product,
     scale_names,
     stored,
     unpacker,
@@ -152,7 +153,8 @@ def expert_linear(
     block = block_rows(tile, width)
     panel_width = padded(layout, width)
     unpack = unpacker(layout, width)
-    many, one = (multiplier(tile, rows, tile.columns, block, width) for rows in (tile.rows, 1))
+    multiply = product(tile, block, width)
+    shared_by = 1 if per_pair else top_k  # pairs that read one row of x
     data_flat = (experts * out, data_shape[-1])
     scale_flat = (experts * out, scale_shape[-1])
     scaled = not scale_names(layout)
@@ -182,44 +184,18 @@ def expert_linear(
                     if offsets[e + 1] > offsets[e]:
                         for i in T.serial(block):
                             unpack(panel, i, Data, Scale, e * out + T.min(b * block + i, out - 1), 0)
-                        for t in T.serial((offsets[e + 1] - offsets[e]) // tile.rows):
-                            many(
-                                panel,
-                                out - b * block,
-                                lambda i, k: X[
-                                    Pairs[
-                                        (offsets[e] + t * tile.rows + i) // top_k,
-                                        (offsets[e] + t * tile.rows + i) % top_k,
-                                    ]
-                                    // (1 if per_pair else top_k),
-                                    k,
-                                ],
-                                Y,
-                                lambda i, c: (
-                                    Pairs[
-                                        (offsets[e] + t * tile.rows + i) // top_k,
-                                        (offsets[e] + t * tile.rows + i) % top_k,
-                                    ],
-                                    b * block + c,
-                                ),
-                                lambda i, c: T.float32(0),
-                            )
-                        for t in T.serial((offsets[e + 1] - offsets[e]) % tile.rows):
-                            one(
-                                panel,
-                                out - b * block,
-                                lambda i, k: X[
-                                    Pairs[(offsets[e + 1] - 1 - t) // top_k, (offsets[e + 1] - 1 - t) % top_k]
-                                    // (1 if per_pair else top_k),
-                                    k,
-                                ],
-                                Y,
-                                lambda i, c: (
-                                    Pairs[(offsets[e + 1] - 1 - t) // top_k, (offsets[e + 1] - 1 - t) % top_k],
-                                    b * block + c,
-                                ),
-                                lambda i, c: T.float32(0),
-                            )
+                        multiply(
+                            panel,
+                            out - b * block,
+                            offsets[e + 1] - offsets[e],
+                            lambda i, k: X[
+                                Pairs[(offsets[e] + i) // top_k, (offsets[e] + i) % top_k] // shared_by,
+                                k,
+                            ],
+                            Y,
+                            lambda i, c: (Pairs[(offsets[e] + i) // top_k, (offsets[e] + i) % top_k], b * block + c),
+                            nothing,
+                        )
 
     return without(expert_linear_cpu, *scale_names(layout))
 
