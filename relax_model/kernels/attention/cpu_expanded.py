@@ -159,11 +159,8 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                                 state[t * rows + i, 2] = T.exp(state[t * rows + i, 2] - state[t * rows + i, 0])
                                 state[t * rows + i, 1] = state[t * rows + i, 1] * state[t * rows + i, 2]
                                 for j in T.serial(keys):
-                                    score[i, j] = T.if_then_else(
-                                        b * keys + j <= Positions[T.min(t * rows + i, m - 1)],
-                                        T.exp(score[i, j] - state[t * rows + i, 0]),
-                                        T.float32(0),
-                                    )
+                                    # A masked score lies so low that its weight is exactly zero.
+                                    score[i, j] = T.exp(score[i, j] - state[t * rows + i, 0])
                                     state[t * rows + i, 1] = state[t * rows + i, 1] + score[i, j]
                             for c in T.serial(value_vectors):
                                 sums = T.alloc_buffer((rows * lanes,), "float32", scope="global")
