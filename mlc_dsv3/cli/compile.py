@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization(parser, default="required, except for an artifact, which states its own")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="target; `mlc_dsv3 devices` lists them (cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="LIB", help="default: ./<name>-<quantization>-<device>.so")
-    parser.add_argument("--target-cpu", metavar="NAME", help="processor level, such as x86-64-avx2 (this machine's best)")
+    parser.add_argument("--target-cpu", metavar="NAME", help="processor level, as x86-64-avx2 (this machine's best)")
     parser.add_argument("--context-window", type=int, metavar="N", help="longest context in tokens (the model's own)")
     add_ignore_config_field(parser)
 
