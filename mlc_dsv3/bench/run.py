@@ -1,73 +1,191 @@
-"""What `mlc_dsv3 bench` measures: speed of any model or configuration, and the demo's quality."""
+"""One run of `mlc_dsv3 bench` over a model: bandwidth, startup, then every depth, alone or in turns with a peer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mlc_dsv3 import __version__
+from mlc_dsv3.bench import pagecache
 from mlc_dsv3.bench.bandwidth import BandwidthMeter
-from mlc_dsv3.bench.speed import SpeedBench
+from mlc_dsv3.bench.measurement import Scale, Timing
+from mlc_dsv3.bench.remote import Remote, idle_pause
+from mlc_dsv3.bench.settings import BenchSettings
+from mlc_dsv3.bench.speed import Memory, SpeedBench, Startup, StepShape
+from mlc_dsv3.bench.subject import Subject
 from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.progress import progress
-from mlc_dsv3.runtime.library import Library
-from mlc_dsv3.runtime.model import CompiledModel, set_threads
-from mlc_dsv3.runtime.prepare import cached_library, prepare
-from relax_model.config import ModelConfig
 
 
-def bench_model(
-    model: str | None,
-    quantizations: Sequence[str],
-    device: str,
-    *,
-    prefill: int,
-    decode: int,
-    depths: Sequence[int],
-    threads: int | None,
-) -> list[dict[str, Any]]:
-    """Speed of a model (None: the demo) in each quantization (none named: its own), a dictionary a measurement."""
-    results = []
-    meter = BandwidthMeter(set_threads(threads))
-    for quantization in quantizations or [None]:
-        prepared = prepare(model, quantization, device, None)
-        meter.measure()
-        started = time.perf_counter()
-        compiled = CompiledModel.load(prepared.artifact, prepared.library, threads=threads)
-        load_seconds = time.perf_counter() - started
-        found = SpeedBench(compiled, prepared.artifact.quantization, meter).run(prefill, decode, depths)
-        results += [{**asdict(measurement), "load_seconds": load_seconds} for measurement in found]
-    return results
+def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
+    """Every measurement of a model, each a dictionary with the settings and what the whole run showed."""
+    artifact, target = subject.artifact, resolve_target(settings.device)
+    meter.measure()
+    idle_pause()
+    with ExitStack() as stack:
+        cold, warm, ours = _start(subject, settings, stack)
+        peer = _start_peer(subject, settings, stack) if settings.versus else None
+        timings: list[list[Timing]] = []
+        with progress(f"Measuring {subject.name} in {artifact.quantization}", len(settings.depths)) as advance:
+            for depth in settings.depths:
+                meter.measure(1)
+                timings.append(_Depth(settings, ours, peer, depth).timings())
+                idle_pause()
+                advance(1)
+        memory: Memory = ours.call("memory")
+        peer_facts = _peer_facts(peer) if peer else {}
+    meter.measure(2)
+    scale = Scale(
+        artifact.model_config,
+        artifact.quantization,
+        target.cache_dtype(artifact.quantization),
+        target.default("prefill_block"),
+        meter.best,
+        peer_facts.get("peer_engine"),
+    )
+    common = {
+        **_settings(subject, settings),
+        **_startup(subject, cold, warm),
+        **_memory(artifact.nbytes, memory),
+        **peer_facts,
+    }
+    return [{**asdict(found), **common} for some in timings for found in scale.measurements(some)]
 
 
-def bench_random(
-    config: ModelConfig,
-    name: str,
-    quantizations: Sequence[str],
-    device: str,
-    *,
-    prefill: int,
-    decode: int,
-    depths: Sequence[int],
-    threads: int | None,
-) -> list[dict[str, Any]]:
-    """The same for random weights of a configuration."""
-    from mlc_dsv3.bench.weights import random_weights
+def _start(subject: Subject, settings: BenchSettings, stack: ExitStack) -> tuple[Startup | str, Startup, Remote]:
+    """A cold start in a process of its own (or why there is none), a warm one, and the process of that."""
+    arguments = (
+        subject.artifact.path,
+        subject.library,
+        settings.thread_count,
+        max(shape.sequences for shape in settings.shapes),
+        settings.longest,
+    )
+    cold: Startup | str | None = pagecache.drop(subject.shards)
+    if cold is None:
+        with Remote(SpeedBench, *arguments) as process:
+            cold = process.call("first_token")
+    pagecache.fill(subject.shards)
+    ours = stack.enter_context(Remote(SpeedBench, *arguments))
+    warm = ours.call("first_token")
+    ours.call("fill")
+    return cold, warm, ours
 
-    target = resolve_target(device)
-    results = []
-    meter = BandwidthMeter(set_threads(threads))
-    for quantization in quantizations or [target.default("quantization")]:
-        started = time.perf_counter()
-        path, was_compiled = cached_library(config, quantization, name, target)
-        compile_seconds = time.perf_counter() - started if was_compiled else None
-        library = Library(path)
-        with progress("Filling random weights", total=1) as advance:
-            arrays = random_weights(config, quantization)
-            advance(1)
-        meter.measure()
-        model = CompiledModel.from_arrays(library, config, arrays)
-        found = SpeedBench(model, quantization, meter).run(prefill, decode, depths)
-        results += [{**asdict(measurement), "compile_seconds": compile_seconds} for measurement in found]
-    return results
+
+@dataclass(frozen=True)
+class _Peer:
+    engine: str
+    kind: str
+    startup: Startup
+    process: Remote
+
+
+def _start_peer(subject: Subject, settings: BenchSettings, stack: ExitStack) -> _Peer:
+    from mlc_dsv3.bench.gguf_model import gguf_type, random_gguf
+    from mlc_dsv3.bench.llama import LlamaBench
+
+    kind = gguf_type(subject.artifact.quantization)
+    path = random_gguf(subject.artifact.model_config, kind)
+    sequences = max(shape.sequences for shape in settings.shapes)
+    process = stack.enter_context(Remote(LlamaBench, path, settings.thread_count, sequences, settings.longest))
+    version = importlib.metadata.version("llama-cpp-python")
+    return _Peer(f"llama.cpp (llama-cpp-python {version})", kind, process.call("first_token"), process)
+
+
+def _peer_facts(peer: _Peer) -> dict[str, Any]:
+    memory: Memory = peer.process.call("memory")
+    return {
+        "peer_engine": peer.engine,
+        "peer_quantization": peer.kind,
+        "peer_load_seconds": peer.startup.load_seconds,
+        "peer_first_token_seconds": peer.startup.first_token_seconds,
+        "peer_rss_anon_bytes": memory.rss_anon_bytes,
+    }
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """All that is timed at one depth."""
+
+    settings: BenchSettings
+    ours: Remote
+    peer: _Peer | None
+    depth: int
+
+    def timings(self) -> list[Timing]:
+        """Prefill, then the steps; the profile comes after, so that being watched slows nothing that counts."""
+        found = [self._prefill(), *self._steps()]
+        return [replace(timing, profile=self._profile(timing)) for timing in found] if self.settings.profile else found
+
+    def _sides(self, rounds: int) -> Iterator[tuple[int, Remote]]:
+        """Rounds of our process and the peer's in alternation, the other one asleep."""
+        for _ in range(rounds):
+            for side, process in enumerate([self.ours, *([self.peer.process] if self.peer else [])]):
+                yield side, process
+                if self.peer:
+                    idle_pause()
+
+    def _prefill(self) -> Timing:
+        rounds: tuple[list[list[float]], list[list[float]]] = ([], [])
+        for side, process in self._sides(self.settings.rounds):
+            rounds[side].append([process.call("prefill", self.depth, self.settings.prefill)])
+        return Timing("prefill", self.depth, StepShape(1, self.settings.prefill), *rounds)
+
+    def _steps(self) -> list[Timing]:
+        shapes = self.settings.shapes
+        rounds: tuple[list[list[list[float]]], ...] = tuple([[], []] for _ in shapes)
+        # Steps are many as they are: alone, one round of them is enough.
+        for side, process in self._sides(self.settings.rounds if self.peer else 1):
+            for both, taken in zip(
+                rounds, process.call("steps", self.depth, self.settings.decode, shapes), strict=True
+            ):
+                both[side].append(taken)
+        found = []
+        for shape, both in zip(shapes, rounds, strict=True):
+            found.append(Timing("verify" if shape.rows > 1 else "decode", self.depth, shape, *both))
+        return found
+
+    def _profile(self, timing: Timing) -> Any:
+        if timing.kind == "prefill":
+            return self.ours.call("profile_prefill", self.depth, timing.shape.rows)
+        return self.ours.call("profile_steps", self.depth, timing.shape)
+
+
+def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:
+    target = resolve_target(settings.device)
+    return {
+        "model": subject.name,
+        "random_weights": subject.random_weights,
+        "device": target.device,
+        "level": target.level,
+        "threads": settings.thread_count,
+        "prefill_tokens": settings.prefill,
+        "decode_steps": settings.decode,
+        "rounds": settings.rounds,
+        "version": __version__,
+    }
+
+
+def _startup(subject: Subject, cold: Startup | str, warm: Startup) -> dict[str, Any]:
+    is_cold = isinstance(cold, Startup)
+    return {
+        "compile_seconds": subject.compile_seconds,
+        "load_seconds": warm.load_seconds,
+        "first_token_seconds": warm.first_token_seconds,
+        "cold_load_seconds": cold.load_seconds if is_cold else None,
+        "cold_first_token_seconds": cold.first_token_seconds if is_cold else None,
+        "cold_note": None if is_cold else cold,
+    }
+
+
+def _memory(weight_bytes: int, memory: Memory) -> dict[str, Any]:
+    anonymous = memory.rss_anon_bytes
+    return {
+        "weight_bytes": weight_bytes,
+        "cache_bytes": memory.cache_bytes,
+        "peak_rss_anon_bytes": anonymous,
+        "other_anon_bytes": None if anonymous is None else anonymous - memory.cache_bytes,
+    }

@@ -1,96 +1,122 @@
-"""Prefill and decode of one sequence on the compiled model, without tokenizer and sampling around it."""
+"""A loaded model under the clock: what runs in the measuring process, without tokenizer and sampling around it."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mlc_dsv3.bench.bandwidth import BandwidthMeter
-from mlc_dsv3.bench.weights import bytes_per_token
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.bench.counting import chunks
+from mlc_dsv3.bench.memory import rss_anon
+from mlc_dsv3.bench.profile import KernelTime, KernelTimer
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.model import CompiledModel
+from mlc_dsv3.weights import Artifact
+
+FIRST_PROMPT = 16
+_PROFILED_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One figure. `share_of_limit` is of the read bandwidth measured in the same run; prefill is not bound by it."""
+class Startup:
+    """Seconds from a running interpreter to a loaded model, and from there to the first token of a short prompt."""
 
-    kind: str  # "prefill" or "decode"
-    quantization: str
-    depth: int
-    batch: int
-    tokens: int
-    tokens_per_second: float
-    bytes_per_token: int | None
-    gb_per_second: float | None
-    limit_gb_per_second: float
-    share_of_limit: float | None
+    load_seconds: float
+    first_token_seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the measuring process. Anonymous memory (RssAnon) leaves the mapped weights out."""
+
+    rss_anon_bytes: int | None
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """A step of `rows` tokens in each of `sequences`: (1, 1) decodes, (n, 1) decodes a batch, (1, k) verifies."""
+
+    sequences: int
+    rows: int
 
 
 class SpeedBench:
-    """Runs random tokens through a loaded model. Times are medians over steps (decode) or runs (prefill)."""
+    """Random tokens through a model with a cache for `sequences`, each of `longest` tokens."""
 
-    def __init__(self, model: CompiledModel, quantization: str, meter: BandwidthMeter) -> None:
-        self._model, self._quantization, self._meter = model, quantization, meter
+    def __init__(self, artifact: Path, library: Path, threads: int, sequences: int, longest: int) -> None:
+        started = time.perf_counter()
+        self._model = CompiledModel.load(Artifact.open(artifact), library, threads=threads)
+        self._metadata = self._model.metadata
+        pages = -(-longest // self._metadata.page_size)
+        self._model.allocate_cache(sequences * pages + 1)
+        self._load_seconds = time.perf_counter() - started
+        self._pages = np.arange(1, sequences * pages + 1, dtype=np.int32).reshape(sequences, pages)
         self._random = np.random.default_rng(0)
 
-    def run(self, prefill: int, decode: int, depths: Sequence[int]) -> list[Measurement]:
-        """Prefill of `prefill` tokens and decode of `decode` tokens after each of `depths` cached ones."""
-        metadata = self._model.metadata
-        longest = max(depths) + max(prefill, decode)
-        if longest > metadata.context_window:
-            raise UserError(f"depth and tokens make {longest}; the context window is {metadata.context_window}")
-        pages = -(-longest // metadata.page_size)
-        self._model.allocate_cache(pages + 1)
-        self._pages = np.arange(1, pages + 1, dtype=np.int32)[None]
-        results = []
-        for depth in depths:
-            self._meter.measure(1)
-            self._fill(0, depth)
-            if prefill:
-                seconds = statistics.median(self._fill(depth, prefill) for _ in range(3))
-                results.append(self._result("prefill", depth, prefill, prefill / seconds))
-            if decode:
-                self._fill(depth, 1)
-                times = [self._step(depth + i, 1) for i in range(decode)]
-                results.append(self._result("decode", depth, decode, 1 / statistics.median(times)))
-        self._meter.measure(2)
-        return results
-
-    def _fill(self, start: int, count: int) -> float:
-        """Seconds to run `count` tokens from position `start`, in blocks as the engine cuts them."""
-        block = self._model.metadata.prefill_block
-        seconds, position = 0.0, start
-        while position < start + count:
-            rows = min(block - position % block, start + count - position)
-            seconds += self._step(position, rows, expanded=rows == block and position > 0)
-            position += rows
-        return seconds
-
-    def _step(self, position: int, rows: int, expanded: bool = False) -> float:
-        batch = Batch(
-            tokens=self._random.integers(0, self._model.config.vocab_size, rows, np.int32),
-            positions=np.arange(position, position + rows, dtype=np.int32),
-            sequences=np.zeros(rows, np.int32),
-            page_table=self._pages,
-            wanted=np.array([rows - 1], np.int32),
-            expanded=expanded,
-        )
+    def first_token(self) -> Startup:
+        """Run a short prompt and take its likeliest next token; for the first call after loading."""
         started = time.perf_counter()
-        self._model.step(batch)
+        logits = self._run(0, StepShape(1, FIRST_PROMPT))
+        logits[-1].argmax()
+        return Startup(self._load_seconds, time.perf_counter() - started)
+
+    def fill(self) -> None:
+        """Fill the caches with random latents, so that any depth can be measured without computing what is there."""
+        latents = self._random.standard_normal(1 << 16, np.float32)
+        for cache in self._model.caches:
+            flat = cache.reshape(-1)
+            for start in range(0, flat.size, latents.size):
+                part = flat[start : start + latents.size]
+                part[...] = latents[: part.size]
+
+    def prefill(self, depth: int, tokens: int) -> float:
+        """Seconds that a prompt of `tokens` takes after `depth` cached ones, in blocks as the engine cuts them."""
+        block = self._metadata.prefill_block
+        started = time.perf_counter()
+        for position, rows in chunks(depth, tokens, block):
+            self._run(position, StepShape(1, rows), expanded=rows == block and position > 0)
         return time.perf_counter() - started
 
-    def _result(self, kind: str, depth: int, tokens: int, rate: float) -> Measurement:
-        limit = self._meter.best
-        nbytes = gigabytes = share = None
-        if kind == "decode":
-            itemsize = np.dtype(self._model.metadata.cache_dtype).itemsize
-            nbytes = bytes_per_token(self._model.config, self._quantization, itemsize, depth + tokens // 2)
-            gigabytes = nbytes * rate / 1e9
-            share = gigabytes / limit
-        return Measurement(kind, self._quantization, depth, 1, tokens, rate, nbytes, gigabytes, limit, share)
+    def steps(self, depth: int, count: int, shapes: Sequence[StepShape]) -> list[list[float]]:
+        """Seconds of `count` steps of each shape, from `depth` on; the shapes take turns, step by step."""
+        times: list[list[float]] = [[] for _ in shapes]
+        for step in range(count):
+            for shape, taken in zip(shapes, times, strict=True):
+                started = time.perf_counter()
+                self._run(depth + step, shape, want_all=True)
+                taken.append(time.perf_counter() - started)
+        return times
+
+    def profile_prefill(self, depth: int, tokens: int) -> list[KernelTime]:
+        """Time of each kernel in a prompt; being watched slows the whole down."""
+        with KernelTimer(self._model.library, runs=1) as timer:
+            self.prefill(depth, tokens)
+        return timer.kernels()
+
+    def profile_steps(self, depth: int, shape: StepShape) -> list[KernelTime]:
+        """Time of each kernel in a step of this shape."""
+        with KernelTimer(self._model.library, runs=_PROFILED_STEPS) as timer:
+            self.steps(depth, _PROFILED_STEPS, [shape])
+        return timer.kernels()
+
+    def memory(self) -> Memory:
+        """What is held now. The machine gives no memory back between steps, so that after them this is the peak."""
+        return Memory(rss_anon(), sum(cache.nbytes for cache in self._model.caches))
+
+    def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> np.ndarray:
+        rows = shape.sequences * shape.rows
+        sequences = np.repeat(np.arange(shape.sequences, dtype=np.int32), shape.rows)
+        positions = np.tile(np.arange(position, position + shape.rows, dtype=np.int32), shape.sequences)
+        batch = Batch(
+            tokens=self._random.integers(0, self._model.config.vocab_size, rows, np.int32),
+            positions=positions,
+            sequences=sequences,
+            page_table=self._pages[: shape.sequences],
+            wanted=np.arange(0 if want_all else rows - 1, rows, dtype=np.int32),
+            expanded=expanded,
+        )
+        return self._model.step(batch).logits

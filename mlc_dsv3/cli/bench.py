@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
 
+if TYPE_CHECKING:
+    from mlc_dsv3.bench.settings import BenchSettings
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this verb's arguments."""
+    from mlc_dsv3.bench.extras import PLOT, VERSUS
+
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or org/name (the demo model)")
     parser.add_argument("--model-config", metavar="FILE", help="bench this config.json with --random-weights")
-    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: weights of random content")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="no checkpoint: an artifact of random weights, which is kept in the cache folder",
+    )
     parser.add_argument(
         "--quantization", metavar="NAMES", help="one or more, with commas between (the target's default)"
     )
@@ -24,6 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", type=int, default=64, metavar="N", help="tokens to decode one by one (64)")
     parser.add_argument("--depth", default="0", metavar="N,N", help="tokens cached before each measurement (0)")
     parser.add_argument(
+        "--batch", default="1", metavar="N,N", help="sequences to decode at once, each at the depth (1)"
+    )
+    parser.add_argument(
+        "--verify", default="2", metavar="N,N", help="rows of steps that verify drafts, beside decoding (2; 0: none)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="prefills, and turns with --versus (3)")
+    parser.add_argument("--profile", action="store_true", help="time and share of each kernel, in a pass of its own")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw speed and roofline; needs {PLOT}")
+    parser.add_argument(
+        "--versus",
+        metavar="PEER",
+        help=f"llama.cpp: measure it in turns with us on a random GGUF of the same shape; needs {VERSUS}",
+    )
+    parser.add_argument(
         "--quality", action="store_true", help="the demo's held-out questions and divergence from q0f32, too"
     )
     parser.add_argument("--questions", type=int, default=2000, metavar="N", help="how many with --quality (2000)")
@@ -31,23 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    """Measure and print a table or JSON."""
-    from relax_model.layout import layout_of
-
-    if parsed.random_weights != (parsed.model_config is not None):
-        raise UserError("--model-config and --random-weights go together; a checkpoint or artifact needs neither")
-    if parsed.quality and (parsed.model or parsed.model_config):
-        raise UserError("--quality measures the demo model; leave the model out")
+    """Measure and print tables or JSON."""
+    settings = _settings(parsed)
     quantizations = [name for name in (parsed.quantization or "").split(",") if name]
-    for name in quantizations:
-        layout_of(name)
-    settings = {
-        "device": parsed.device,
-        "prefill": _count(parsed.prefill, "--prefill"),
-        "decode": _count(parsed.decode, "--decode"),
-        "depths": _depths(parsed.depth),
-        "threads": parsed.threads,
-    }
     if parsed.quality:
         _quality(parsed, quantizations, settings)
         return
@@ -55,44 +65,100 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.json:
         print_json(results)
     else:
-        print_table([_row(result) for result in results], _COLUMNS)
+        from mlc_dsv3.cli.bench_tables import print_tables
+
+        print_tables(results)
+    if parsed.plot:
+        from mlc_dsv3.bench.plot import draw, peak_gflops
+
+        draw(results, peak_gflops(settings.thread_count), parsed.plot)
 
 
-_COLUMNS = ("measure", "quantization", "depth", "tok/s", "MB a token", "GB/s", "limit GB/s", "share")
+def _settings(parsed: argparse.Namespace) -> BenchSettings:
+    """The options, checked together before anything is done."""
+    from mlc_dsv3.bench.extras import require_llama, require_plot
+    from mlc_dsv3.bench.plot import check_path
+    from mlc_dsv3.bench.settings import BenchSettings
 
-
-def _row(result: dict[str, Any]) -> tuple[str, ...]:
-    bound = result["share_of_limit"] is not None
-    return (
-        result["kind"],
-        result["quantization"],
-        str(result["depth"]),
-        f"{result['tokens_per_second']:.1f}",
-        f"{result['bytes_per_token'] / 1e6:.1f}" if bound else "",
-        f"{result['gb_per_second']:.2f}" if bound else "",
-        f"{result['limit_gb_per_second']:.1f}",
-        f"{result['share_of_limit']:.0%}" if bound else "",
+    if parsed.random_weights != (parsed.model_config is not None):
+        raise UserError("--model-config and --random-weights go together; a checkpoint or artifact needs neither")
+    if parsed.model and parsed.model_config:
+        raise UserError("--model-config names the model; leave MODEL out")
+    if parsed.quality and (parsed.model or parsed.model_config):
+        raise UserError("--quality measures the demo model; leave the model out")
+    if parsed.questions < 1:
+        raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
+    settings = BenchSettings(
+        device=parsed.device,
+        threads=parsed.threads,
+        prefill=parsed.prefill,
+        decode=parsed.decode,
+        depths=_numbers(parsed.depth, "--depth", "0,4096"),
+        batches=_numbers(parsed.batch, "--batch", "1,8"),
+        verify=() if parsed.verify == "0" else _numbers(parsed.verify, "--verify", "2,4"),
+        rounds=parsed.rounds,
+        profile=parsed.profile,
+        versus=parsed.versus,
     )
+    if settings.versus:
+        require_llama()
+    if parsed.plot:
+        check_path(parsed.plot)
+        require_plot()
+    return settings
 
 
-def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    from mlc_dsv3.bench.run import bench_model, bench_random
+def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"{option} is {text!r}; it takes whole numbers with commas between, such as {example}"
+        ) from None
 
-    if parsed.model_config is None:
-        return bench_model(parsed.model, quantizations, **settings)
+
+def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> list[dict[str, Any]]:
+    from mlc_dsv3.bench.gguf_model import gguf_type, refuse_unknown_to_llama
     from mlc_dsv3.cli.arguments import read_model
+    from mlc_dsv3.compiler.targets import resolve_target
+    from mlc_dsv3.demo import checkpoint_path
+    from relax_model.layout import layout_of
 
-    source = read_model(parsed.model_config, ())
-    return bench_random(source.config, source.name, quantizations, **settings)
+    source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), ())
+    name = source.name if parsed.model or parsed.model_config else "demo"
+    chosen = quantizations or [source.quantization or resolve_target(settings.device).default("quantization")]
+    for quantization in chosen:
+        layout_of(quantization)
+        settings.refuse_unless_it_fits(source.config, quantization, source.config.max_position_embeddings)
+        if settings.versus:
+            refuse_unknown_to_llama(source.config, gguf_type(quantization))
+
+    from mlc_dsv3.bench.bandwidth import BandwidthMeter
+    from mlc_dsv3.bench.run import measure
+    from mlc_dsv3.bench.subject import model_subject, random_subject
+    from mlc_dsv3.weights.files import read_json
+
+    results = []
+    meter = BandwidthMeter(settings.thread_count)
+    for quantization in chosen:
+        if parsed.model_config:
+            fields = read_json(Path(parsed.model_config))
+            subject = random_subject(fields.get("model_config", fields), name, quantization, settings.device)
+        else:
+            subject = model_subject(parsed.model, name, quantization, settings.device)
+        results += measure(subject, settings, meter)
+    return results
 
 
-def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: dict[str, Any]) -> None:
+def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
     from mlc_dsv3.bench.quality import measure_quality
-    from relax_model.layout import QUANTIZATIONS
+    from relax_model.layout import QUANTIZATIONS, layout_of
 
-    found = measure_quality(quantizations or list(QUANTIZATIONS), _count(parsed.questions, "--questions"))
+    for name in quantizations:
+        layout_of(name)
+    found = measure_quality(quantizations or list(QUANTIZATIONS), parsed.questions)
     for quality in found:
-        quality.speed = _speed(parsed, [quality.quantization], settings)
+        quality.speed = _speed(parsed, [quality.quantization], replace(settings, verify=(), batches=(1,)))
     if parsed.json:
         print_json([asdict(quality) for quality in found])
         return
@@ -122,19 +188,3 @@ def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: dic
         for kind in kinds
     ]
     print_table(rows, ("right answers by kind", "commonest answer", *(quality.quantization for quality in found)))
-
-
-def _count(value: int, option: str) -> int:
-    if value < 1:
-        raise UserError(f"{option} is {value}; it must be at least 1")
-    return value
-
-
-def _depths(text: str) -> list[int]:
-    try:
-        depths = [int(part) for part in text.split(",")]
-    except ValueError:
-        depths = [-1]
-    if min(depths) < 0:
-        raise UserError(f"--depth is {text!r}; it takes whole numbers with commas between, such as 0,4096")
-    return depths

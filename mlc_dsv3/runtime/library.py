@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,21 @@ class Library:
         if not self.path.is_file():
             raise UserError(f"library {self.path} is not there; make it with: mlc_dsv3 compile")
         try:
-            self.function = open_machine(self.path)
+            self._machine = open_machine(self.path)
+            self.function = self._machine.get_function
             text = str(self.function("_metadata")())
         except (RuntimeError, ValueError, AttributeError, OSError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(f"{self.path} is no library of this program: {reason}") from None
         self.metadata = Metadata.from_json(text)
         self._refuse_other_processor()
+
+    def instrument(self, around: Callable[..., int] | None) -> None:
+        """Have the machine call `around(function, symbol, before, result, *arguments)` before and after every call that
+        a function of the library makes; it returns 0. None ends it."""
+        import tvm_ffi
+
+        self._machine["set_instrument"](None if around is None else tvm_ffi.convert(around))
 
     def _refuse_other_processor(self) -> None:
         if self.metadata.arch != host_arch():

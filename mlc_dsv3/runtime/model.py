@@ -22,11 +22,14 @@ class CompiledModel:
 
     def __init__(self, library: Library, config: ModelConfig, parameters: Any) -> None:
         self.config = config
+        self.library = library
         self.metadata: Metadata = library.metadata
         self._step, self._prefill = library.function("step"), library.function("prefill")
         self._draft = library.function("draft") if "draft" in self.metadata.functions else None
         self._parameters = parameters
         self._caches: Any = None
+        # One a layer, (pages, page_size, latent_width): the arrays that the compiled functions append to.
+        self.caches: list[np.ndarray] = []
 
     @staticmethod
     def load(artifact: Artifact, library: Path, *, threads: int | None = None) -> CompiledModel:
@@ -55,8 +58,8 @@ class CompiledModel:
         import tvm_ffi
 
         shape = (num_pages, self.metadata.page_size, self.metadata.latent_width)
-        caches = [aligned_zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
-        self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in caches])
+        self.caches = [aligned_zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
+        self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in self.caches])
 
     def step(self, batch: Batch) -> StepOutput:
         """Append the batch's rows to the cache and run them."""

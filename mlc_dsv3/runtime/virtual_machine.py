@@ -6,7 +6,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ def load_runtime() -> None:
     ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"libtvm_runtime.{suffix}"), ctypes.RTLD_GLOBAL)
 
 
-def open_machine(library: Path) -> Callable[[str], Callable[..., Any]]:
-    """The Relax virtual machine over a compiled library, on the CPU: a look-up from function name to function.
+def open_machine(library: Path) -> Any:
+    """The Relax virtual machine over a compiled library, on the CPU: a module whose `get_function` finds functions.
 
     Raises RuntimeError, OSError or AttributeError, in TVM's words, for a file that is no such library.
     """
@@ -43,7 +42,7 @@ def open_machine(library: Path) -> Callable[[str], Callable[..., Any]]:
 
     machine = tvm_ffi.load_module(str(library.absolute()))["vm_load_executable"]()
     machine["vm_initialization"](_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR)
-    return machine.get_function
+    return machine
 
 
 def usable_cores() -> int:

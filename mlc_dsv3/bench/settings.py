@@ -1,0 +1,81 @@
+"""What `bench` is asked to measure, checked before anything is loaded, written or compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlc_dsv3.bench.speed import StepShape
+from mlc_dsv3.compiler.targets import resolve_target
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.capacity import available_memory
+from mlc_dsv3.runtime.virtual_machine import usable_cores
+from relax_model.config import ModelConfig
+
+PEERS = ("llama.cpp",)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """The options of a run. Counts are of tokens, `verify` of rows in a step (none: not measured)."""
+
+    device: str = "auto"
+    threads: int | None = None
+    prefill: int = 512
+    decode: int = 64
+    depths: tuple[int, ...] = (0,)
+    batches: tuple[int, ...] = (1,)
+    verify: tuple[int, ...] = (2,)
+    rounds: int = 3
+    profile: bool = False
+    versus: str | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("prefill", "decode", "rounds"):
+            if getattr(self, option) < 1:
+                raise UserError(f"--{option} is {getattr(self, option)}; it must be at least 1")
+        most = resolve_target(self.device).default("max_rows")
+        for option, values, least in (
+            ("--depth", self.depths, 0),
+            ("--batch", self.batches, 1),
+            ("--verify", self.verify, 2),
+        ):
+            if any(value < least for value in values):
+                raise UserError(f"{option} is {','.join(map(str, values))}; it takes numbers from {least} up")
+        for option, values in (("--batch", self.batches), ("--verify", self.verify)):
+            if any(value > most for value in values):
+                raise UserError(f"{option} is {max(values)}; a step has at most {most} rows")
+        cores = usable_cores()
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise UserError(f"--threads is {self.threads}; this machine has 1 to {cores}")
+        if self.versus is not None and self.versus not in PEERS:
+            raise UserError(f"--versus is {self.versus!r}; known: {', '.join(PEERS)}")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads that both sides run on."""
+        return self.threads or usable_cores()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that a measurement makes."""
+        return max(self.depths) + max(self.prefill, self.decode + max(self.verify, default=1) - 1)
+
+    @property
+    def shapes(self) -> list[StepShape]:
+        """The steps to time: a batch of each size, and verification of one sequence beside its plain decode."""
+        shapes = [StepShape(batch, 1) for batch in self.batches] + [StepShape(1, rows) for rows in self.verify]
+        return shapes if not self.verify or StepShape(1, 1) in shapes else [StepShape(1, 1), *shapes]
+
+    def refuse_unless_it_fits(self, config: ModelConfig, quantization: str, window: int) -> None:
+        """UserError where the sequences exceed the context window or their latent caches the memory."""
+        if self.longest > window:
+            raise UserError(f"depth and tokens make {self.longest}; the context window is {window}")
+        itemsize = np.dtype(resolve_target(self.device).cache_dtype(quantization)).itemsize
+        token = config.num_cached_layers * config.latent_width * itemsize
+        needed, memory = max(self.batches) * self.longest * token, available_memory()
+        if needed > memory:
+            raise UserError(
+                f"the latent caches need {needed} bytes, and {memory} are available; lower --batch or --depth"
+            )

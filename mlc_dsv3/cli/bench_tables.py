@@ -1,0 +1,118 @@
+"""The tables that `mlc_dsv3 bench` prints for people; programs take `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlc_dsv3.cli.output import print_table, size
+
+_SPEED = ("measure", "quantization", "depth", "batch", "tok/s", "ms", "MB a token", "GB/s", "limit GB/s", "share")
+# Kernels below this share of a step are summed up for people.
+_LEAST_SHARE = 0.01
+
+
+def print_tables(results: Sequence[dict[str, Any]]) -> None:
+    """Speed, startup and memory, and where they were measured the peer and the kernels."""
+    verified = any(result["time_ratio"] for result in results)
+    print_table([_speed_row(result, verified) for result in results], (*_SPEED, *(["step ratio"] if verified else [])))
+    print()
+    by_quantization = {result["quantization"]: result for result in results}
+    columns = ("", *by_quantization)
+    print_table([(name, *map(show, by_quantization.values())) for name, show in _STARTUP.items()], columns)
+    notes = {result["cold_note"] for result in results if result["cold_note"]}
+    for note in sorted(notes):
+        print(f"no cold start: {note}")
+    if any(result["versus"] for result in results):
+        print()
+        _print_peer(results)
+    for result in results:
+        if result["profile"]:
+            print()
+            _print_profile(result)
+
+
+def _speed_row(result: dict[str, Any], verified: bool) -> tuple[str, ...]:
+    row = (
+        _title(result),
+        result["quantization"],
+        str(result["depth"]),
+        str(result["batch"]),
+        f"{result['tokens_per_second']:.1f}",
+        f"{result['seconds'] * 1e3:.1f}",
+        f"{result['bytes_per_token'] / 1e6:.3g}",
+        f"{result['gb_per_second']:.2f}",
+        f"{result['limit_gb_per_second']:.1f}",
+        f"{result['share_of_limit']:.0%}",
+    )
+    if not verified:
+        return row
+    ratio, dense = result["time_ratio"], result["dense_time_ratio"]
+    return (*row, (f"{ratio:.2f}" if ratio else "") + (f" (dense {dense:.2f})" if dense else ""))
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['kind']} {result['rows']}" if result["kind"] != "decode" else "decode"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} s"
+
+
+def _size(value: int | None) -> str:
+    return "" if value is None else size(value)
+
+
+_STARTUP = {
+    "compilation": lambda result: _seconds(result["compile_seconds"]) or "was cached",
+    "load": lambda result: _seconds(result["load_seconds"]),
+    "then first token": lambda result: _seconds(result["first_token_seconds"]),
+    "load, cold page cache": lambda result: _seconds(result["cold_load_seconds"]),
+    "then first token, cold": lambda result: _seconds(result["cold_first_token_seconds"]),
+    "weights, mapped": lambda result: _size(result["weight_bytes"]),
+    "latent caches": lambda result: _size(result["cache_bytes"]),
+    "peak RssAnon": lambda result: _size(result["peak_rss_anon_bytes"]),
+    "of it beside the caches": lambda result: _size(result["other_anon_bytes"]),
+}
+
+
+def _print_peer(results: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (
+            _title(result),
+            str(result["depth"]),
+            str(result["batch"]),
+            f"{result['tokens_per_second']:.1f}",
+            f"{compared['tokens_per_second']:.1f}",
+            f"{compared['ratio']:.2f}",
+            f"{compared['ratio_min']:.2f}–{compared['ratio_max']:.2f}",
+        )
+        for result in results
+        if (compared := result["versus"])
+    ]
+    first = results[0]
+    peer = f"{first['peer_engine'].partition(' ')[0]} {first['peer_quantization']}"
+    print_table(rows, ("measure", "depth", "batch", "ours tok/s", f"{peer} tok/s", "ratio", "least–most"))
+    print(
+        f"{first['peer_engine']}: load {_seconds(first['peer_load_seconds'])}, "
+        f"then first token {_seconds(first['peer_first_token_seconds'])}, RssAnon {_size(first['peer_rss_anon_bytes'])}"
+    )
+
+
+def _print_profile(result: dict[str, Any]) -> None:
+    print(f"{_title(result)} in {result['quantization']}, depth {result['depth']}, batch {result['batch']}, by kernel")
+    shown = [kernel for kernel in result["profile"] if kernel["share"] >= _LEAST_SHARE]
+    rows = [
+        (kernel["operator"], "×".join(map(str, kernel["shape"])), f"{kernel['calls']:g}", *_time(kernel))
+        for kernel in shown
+    ]
+    sums = [
+        {key: sum(kernel[key] for kernel in some) for key in ("milliseconds", "share")}
+        for some in ([kernel for kernel in result["profile"] if kernel not in shown], result["profile"])
+    ]
+    rows += [(name, "", "", *_time(total)) for name, total in zip(("others", "all"), sums, strict=True)]
+    print_table(rows, ("operator", "output", "calls", "ms", "share"))
+
+
+def _time(kernel: dict[str, Any]) -> tuple[str, str]:
+    return f"{kernel['milliseconds']:.3f}", f"{kernel['share']:.1%}"
