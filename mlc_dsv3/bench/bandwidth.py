@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+DEFAULT_BYTES = 1 << 30  # beyond every cache
+
 
 class BandwidthMeter:
     """Streams over at least 1 GiB with all threads; `best` is the fastest pass so far, in GB/s."""
 
-    def __init__(self, threads: int, nbytes: int = 1 << 30) -> None:
+    def __init__(self, threads: int, nbytes: int | None = None) -> None:
+        nbytes = DEFAULT_BYTES if nbytes is None else nbytes
         self._parts = np.array_split(np.ones(nbytes // 8, np.uint64), threads)
         self._pool = ThreadPoolExecutor(threads)
         self._nbytes = sum(part.nbytes for part in self._parts)

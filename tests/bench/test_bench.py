@@ -1,57 +1,40 @@
-"""What bench counts and prints; how fast anything is, is no test's business."""
+"""What `mlc_dsv3 bench` prints and refuses; how fast anything is, is no test's business."""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny_shape import tiny
 
 from mlc_dsv3.bench.bandwidth import BandwidthMeter
-from mlc_dsv3.bench.weights import bytes_per_token, random_weights
 from mlc_dsv3.cli.main import main
-from relax_model.config import parse_config
-from relax_model.layout import QUANTIZATIONS, layout_of
-from relax_model.parameters import parameters
 
-LITE9 = Path(__file__).parents[1] / "shapes" / "lite9.json"
-
-
-def test_a_token_reads_the_dense_weights_its_experts_and_the_head() -> None:
-    config = parse_config(json.loads(LITE9.read_text()))
-    # 815 million active parameters, counted by hand from the shape, less the embedding, of which it reads one row.
-    attention = 2048 * 3072 + 576 * 2048 + 4096 * 512 + 2048 * 2048
-    moe = 8 * 3 * 2048 * 1408
-    dense = 3 * 2048 * 10944
-    values = 9 * attention + 8 * moe + dense + 32768 * 2048 + 2048
-    router_and_norms = 4 * (8 * 64 * 2048 + 9 * (2 * 2048 + 512) + 2048)
-    assert bytes_per_token(config, "q0f32", 4, depth=0) == 4 * values + router_and_norms
-    assert bytes_per_token(config, "q4f16_1", 2, depth=0) == values * 18 // 32 + router_and_norms
+KEYS = {
+    *("kind", "depth", "batch", "rows", "tokens", "tokens_per_second", "bytes_per_token", "gb_per_second"),
+    *("limit_gb_per_second", "share_of_limit", "time_ratio", "profile", "versus"),
+    *("model", "quantization", "device", "level", "threads", "prefill_tokens", "decode_steps", "random_weights"),
+    *("compile_seconds", "load_seconds", "first_token_seconds", "cold_load_seconds", "cold_first_token_seconds"),
+    *("weight_bytes", "cache_bytes", "peak_rss_anon_bytes", "other_anon_bytes"),
+}
 
 
-def test_depth_adds_the_latents_of_every_layer() -> None:
-    config = parse_config(json.loads(LITE9.read_text()))
-    at_depth = bytes_per_token(config, "q4f16_1", 2, depth=4096)
-    assert at_depth - bytes_per_token(config, "q4f16_1", 2, depth=0) == 4096 * 9 * 576 * 2
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_random_weights_are_all_there_aligned_and_finite(quantization: str) -> None:
-    small = json.loads(LITE9.read_text()) | {"num_hidden_layers": 2, "n_routed_experts": 4, "hidden_size": 64}
-    small |= {"intermediate_size": 96, "moe_intermediate_size": 32, "vocab_size": 100, "num_experts_per_tok": 2}
-    config = parse_config(small)
-    arrays = random_weights(config, quantization)
-    layout = layout_of(quantization)
-    expected = {name: spec for p in parameters(config) for name, spec in p.buffers(layout).items()}
-    assert arrays.keys() == expected.keys()
-    for name, array in arrays.items():
-        assert array.shape == expected[name].shape
-        assert array.nbytes == expected[name].nbytes
-        assert array.ctypes.data % 64 == 0
-        assert array.any()
-        if array.dtype.kind == "f":
-            assert np.isfinite(array).all()
+@pytest.fixture
+def config(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny config.json; what is made of it is kept between the tests of this file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    # A gigabyte takes a while; that it is the default is a test of its own.
+    monkeypatch.setattr("mlc_dsv3.bench.bandwidth.DEFAULT_BYTES", 1 << 22)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tiny()))
+    return path
 
 
 def test_the_bandwidth_meter_keeps_its_best_pass() -> None:
@@ -60,36 +43,109 @@ def test_the_bandwidth_meter_keeps_its_best_pass() -> None:
     assert 0 < first <= meter.measure(3) == meter.best
 
 
-def test_json_is_a_list_with_one_object_a_measurement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_bandwidth_is_measured_over_a_gibibyte() -> None:
+    from mlc_dsv3.bench import bandwidth
+
+    assert bandwidth.DEFAULT_BYTES >= 1 << 30
+
+
+def test_json_is_a_list_with_one_object_a_measurement(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prefill", "8", "--decode", "2", "--depth", "0,100", "--batch", "1,3", "--verify", "2", "--profile"]
+    assert main(["bench", "--model-config", str(config), "--random-weights", *options, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    expected = [("prefill", 1, 8, 8), ("decode", 1, 1, 2), ("decode", 3, 1, 6), ("verify", 1, 2, 4)]
+    found = [(result["kind"], result["batch"], result["rows"], result["tokens"]) for result in results]
+    assert found == expected * 2
+    assert [result["depth"] for result in results] == [0] * 4 + [100] * 4
+    for result in results:
+        assert result.keys() >= KEYS
+        assert result["tokens_per_second"] > 0
+        assert 0 < result["gb_per_second"] == pytest.approx(result["share_of_limit"] * result["limit_gb_per_second"])
+        assert result["limit_gb_per_second"] == results[0]["limit_gb_per_second"]
+        assert (result["time_ratio"] is not None) == (result["kind"] == "verify")
+        assert (result["dense_time_ratio"] is not None) == (result["kind"] == "verify")
+        assert result["compile_seconds"] > 0
+        assert (result["cold_load_seconds"] is None) == (result["cold_note"] is not None)
+        assert any(kernel["operator"].startswith("linear") for kernel in result["profile"])
+        assert result["random_weights"]
+        assert result["weight_bytes"] > 0
+
+
+def test_tables_name_what_they_show(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prefill", "8", "--decode", "2", "--profile"]
+    assert main(["bench", "--model-config", str(config), "--random-weights", *options]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "prefill 8",
+        "verify 2",
+        "compilation",
+        "then first token",
+        "peak RssAnon",
+        "expert_linear",
+        "step ratio",
+    ):
+        assert text in shown
+
+
+def test_the_demo_is_measured_where_no_model_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert main(["bench", "--prefill", "8", "--decode", "2", "--depth", "0,600", "--json"]) == 0
+    monkeypatch.setattr("mlc_dsv3.bench.bandwidth.DEFAULT_BYTES", 1 << 22)
+    assert main(["bench", "--prefill", "8", "--decode", "2", "--verify", "0", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert [(result["kind"], result["depth"]) for result in results] == [
-        ("prefill", 0),
-        ("decode", 0),
-        ("prefill", 600),
-        ("decode", 600),
-    ]
+    assert [result["kind"] for result in results] == ["prefill", "decode"]
+    assert {result["model"] for result in results} == {"demo"}
+    assert not results[0]["random_weights"]
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra plot")
+def test_plot_draws_a_picture(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlc_dsv3.bench.plot.peak_gflops", lambda threads: 100.0)
+    picture = tmp_path / "speed.png"
+    options = ["--prefill", "8", "--decode", "2", "--depth", "0,9", "--plot", str(picture), "--json"]
+    assert main(["bench", "--model-config", str(config), "--random-weights", *options]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None or find_spec("gguf") is None, reason="needs the extra versus")
+def test_versus_compares_every_measurement(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--prefill", "8", "--decode", "2", "--versus", "llama.cpp", "--rounds", "2", "--json"]
+    assert main(["bench", "--model-config", str(config), "--random-weights", *options]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["kind"] for result in results] == ["prefill", "decode", "verify"]
     for result in results:
-        assert result["tokens_per_second"] > 0
-        assert result["limit_gb_per_second"] > 0
-        assert (result["share_of_limit"] is None) == (result["kind"] == "prefill")
+        compared = result["versus"]
+        assert compared["engine"].startswith("llama.cpp")
+        assert 0 < compared["ratio_min"] <= compared["ratio"] <= compared["ratio_max"]
+        assert compared["rounds"] == 2
+        assert result["peer_quantization"] == "Q4_0"
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["--quality", "some/model"], "--quality measures the demo model"),
+        (["--model-config", "config.json"], "--model-config and --random-weights go together"),
         (["--decode", "0"], "--decode is 0"),
-        (["--depth", "0,-1"], "--depth is '0,-1'"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--questions", "0"], "--questions is 0"),
+        (["--depth", "0,-1"], "--depth is 0,-1"),
+        (["--depth", "0,x"], "--depth is '0,x'"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--batch", "9999"], "--batch is 9999"),
+        (["--verify", "1"], "--verify is 1"),
         (["--quantization", "q5"], "quantization 'q5' is unknown"),
         (["--depth", "5000"], "the context window is"),
-        (["--threads", "0"], "threads is 0"),
+        (["--prefill", "2049"], "make 2049; the context window is 2048"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--device", "abacus"], "device 'abacus' is unknown"),
+        (["--versus", "abacus"], "--versus is 'abacus'; known: llama.cpp"),
+        (["--plot", "speed.txt"], "it takes a file that ends in .png"),
+        (["--plot", "absent/speed.png"], "there is no folder absent"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_told_in_one_line_before_anything_is_made(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -98,3 +154,27 @@ def test_mistakes_are_told_in_one_line(
     assert shown.out == ""
     assert text in shown.err
     assert shown.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--plot", "speed.png"], "--plot needs matplotlib: pip install 'mlc-dsv3[plot]'"),
+        (["--versus", "llama.cpp"], "--versus llama.cpp needs llama_cpp and gguf: CMAKE_ARGS="),
+    ],
+)
+def test_a_missing_extra_is_told_with_the_way_to_get_it(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlc_dsv3.bench.extras.find_spec", lambda name: None)
+    assert main(["bench", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_cache_larger_than_the_memory_is_refused_with_the_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlc_dsv3.bench.settings.available_memory", lambda: 1000)
+    assert main(["bench"]) == 2
+    assert "bytes, and 1000 are available" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""The model under the clock does what is timed: the steps, their rows, and the kernels in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlc_dsv3.bench.speed import SpeedBench, StepShape
+
+
+@pytest.fixture(scope="module")
+def bench(compiled: Callable[..., Any]) -> SpeedBench:
+    model = compiled("deepseek_v3", "q4f16_1")
+    made = SpeedBench(model.artifact, model.library, 1, 3, 40)
+    made.fill()
+    return made
+
+
+def test_loading_and_the_first_token_are_timed(bench: SpeedBench) -> None:
+    startup = bench.first_token()
+    assert startup.load_seconds > 0
+    assert startup.first_token_seconds > 0
+
+
+def test_steps_take_turns_and_advance(bench: SpeedBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    step = bench._model.step
+    monkeypatch.setattr(bench._model, "step", lambda batch: batches.append(batch) or step(batch))
+    times = bench.steps(30, 2, [StepShape(3, 1), StepShape(1, 2)])
+    assert [len(taken) for taken in times] == [2, 2]
+    assert [batch.positions.tolist() for batch in batches] == [[30] * 3, [30, 31], [31] * 3, [31, 32]]
+    assert [batch.sequences.tolist() for batch in batches] == [[0, 1, 2], [0, 0]] * 2
+    assert [len(batch.wanted) for batch in batches] == [3, 2, 3, 2]
+    pages = batches[0].page_table
+    assert len(set(pages.flat)) == pages.size, "every sequence has pages of its own"
+
+
+def test_filled_caches_hold_finite_latents_everywhere(bench: SpeedBench) -> None:
+    for cache in bench._model.caches:
+        assert np.isfinite(cache).all()
+        assert cache.reshape(len(cache), -1).any(axis=1).all()
+    assert bench.memory().cache_bytes == sum(cache.nbytes for cache in bench._model.caches)
+
+
+def test_the_profile_has_every_kernel_of_a_step(bench: SpeedBench) -> None:
+    kernels = bench.profile_steps(8, StepShape(1, 2))
+    config = bench._model.config
+    layers, moe = config.num_hidden_layers, sum(config.moe_layers[: config.num_hidden_layers])
+    calls: Counter[str] = Counter()
+    for kernel in kernels:
+        calls[kernel.operator.rstrip("0123456789")] += kernel.calls
+    assert calls["latent_append"] == layers
+    assert calls["route"] == moe
+    assert not any(name.startswith(("vm.", "shape_func")) for name in calls)
+    assert sum(kernel.share for kernel in kernels) == pytest.approx(1)
+    head = (2, config.vocab_size)
+    assert any(kernel.shape == head for kernel in kernels), "the head's output tells it from other products"
+
+
+def test_watching_ends_with_the_profile(bench: SpeedBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.profile_prefill(0, 8)
+    calls = []
+    monkeypatch.setattr("mlc_dsv3.bench.profile.KernelTimer._around", lambda *_: calls.append(1) or 0)
+    bench.prefill(0, 8)
+    assert not calls
