@@ -23,7 +23,7 @@ from mlc_dsv3.progress import progress
 def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
     """Every measurement of a model, each a dictionary with the settings and what the whole run showed."""
     artifact, target = subject.artifact, resolve_target(settings.device)
-    meter.measure()
+    meter.measure(5)
     idle_pause()
     with ExitStack() as stack:
         cold, warm, ours = _start(subject, settings, stack)
@@ -31,13 +31,13 @@ def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) ->
         timings: list[list[Timing]] = []
         with progress(f"Measuring {subject.name} in {artifact.quantization}", len(settings.depths)) as advance:
             for depth in settings.depths:
-                meter.measure(1)
+                meter.measure(3)
                 timings.append(_Depth(settings, ours, peer, depth).timings())
                 idle_pause()
                 advance(1)
         memory: Memory = ours.call("memory")
         peer_facts = _peer_facts(peer) if peer else {}
-    meter.measure(2)
+    meter.measure(5)
     scale = Scale(
         artifact.model_config,
         artifact.quantization,
