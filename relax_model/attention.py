@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tvm.relax import Expr, Var
 
-from relax_model.graph import Graph, tensor
+from relax_model.graph import Activation, Graph, tensor
+from relax_model.kernels.attention.cpu_absorbed import query_columns
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.step import Step
 
@@ -28,47 +29,54 @@ def attention_shape(graph: Graph) -> AttentionShape:
     )
 
 
-def attention(graph: Graph, prefix: str, x: Expr, residual: Expr, cache: Expr, step: Step) -> tuple[Var, Var]:
+def attention(graph: Graph, prefix: str, x: Activation, residual: Expr, cache: Expr, step: Step) -> tuple[Var, Var]:
     """x, residual (rows, hidden) → residual + attention(x), and the cache with the rows' latents appended."""
     shape = attention_shape(graph)
-    rows = x.ty.shape[0]
     q = _query(graph, prefix, x)  # (rows, heads · (nope + rope))
     kv_a = graph.linear(f"{prefix}.kv_a_proj_with_mqa", x)  # (rows, latent_width)
     norm = graph.parameter(f"{prefix}.kv_a_layernorm.weight")
     where = [step.positions, step.sequences, step.page_table]
     append = [kv_a, *norm, step.rope_table, *where, cache]
     cache = graph.call_inplace("latent_append", (shape, _INNER_EPS), append, place=len(append) - 1)
+    attend = _expanded if step.expanded else _absorbed
+    o = attend(graph, prefix, shape, q, where, cache, step)  # (rows, heads · v)
+    return graph.linear(f"{prefix}.o_proj", graph.quantize(o), residual), cache
+
+
+def _expanded(
+    graph: Graph, prefix: str, shape: AttentionShape, q: Expr, where: list[Expr], cache: Expr, step: Step
+) -> Var:
     kv_b = graph.parameter(f"{prefix}.kv_b_proj")
-    layout = graph.options.layout
-    if step.expanded:
-        o = graph.call(
-            "expanded_attention",
-            (layout, shape, graph.options.prefill_block),
-            [q, step.rope_table, *kv_b, *where, cache],
-            tensor((rows, shape.heads * shape.v)),
-        )
+    return graph.call(
+        "expanded_attention",
+        (graph.options.layout, shape, graph.options.prefill_block),
+        [q, step.rope_table, *kv_b, *where, cache],
+        tensor((q.ty.shape[0], shape.heads * shape.v)),
+    )
+
+
+def _absorbed(
+    graph: Graph, prefix: str, shape: AttentionShape, q: Expr, where: list[Expr], cache: Expr, step: Step
+) -> Var:
+    rows, layout, kv_b = q.ty.shape[0], graph.options.layout, graph.parameter(f"{prefix}.kv_b_proj")
+    columns = query_columns(shape, graph.options.tile)
+    q_latent = graph.call(
+        "query_absorb", (layout, shape), [q, step.rope_table, *kv_b], tensor((rows, *columns))
+    )
+    inputs = [q_latent, *where, cache]
+    if graph.quantizes:
+        # Each head's row of latents has whole groups of codes.
+        head = -(-shape.kv_lora_rank // layout.base.group_size) * layout.base.group_size
+        o = graph.activation("absorbed_attention", (layout, shape), inputs, (rows, shape.heads * head)).inputs
     else:
-        q_latent = graph.call(
-            "query_absorb",
-            (layout, shape),
-            [q, step.rope_table, *kv_b],
-            tensor((rows, shape.heads, shape.latent_width)),
-        )
-        o_latent = graph.call(
-            "absorbed_attention",
-            (shape,),
-            [q_latent, *where, cache],
-            tensor((rows, shape.heads, shape.kv_lora_rank)),
-        )
-        o = graph.call("value_project", (layout, shape), [o_latent, *kv_b], tensor((rows, shape.heads * shape.v)))
-    return graph.linear(f"{prefix}.o_proj", o, residual), cache
+        o = [graph.call("absorbed_attention", (layout, shape), inputs, tensor((rows, shape.heads, shape.kv_lora_rank)))]
+    return graph.call("value_project", (layout, shape), [*o, *kv_b], tensor((rows, shape.heads * shape.v)))
 
 
-def _query(graph: Graph, prefix: str, x: Expr) -> Var:
+def _query(graph: Graph, prefix: str, x: Activation) -> Var:
     rank = graph.config.q_lora_rank
     if rank is None:
         return graph.linear(f"{prefix}.q_proj", x)
     q_a = graph.linear(f"{prefix}.q_a_proj", x)
     weight = graph.parameter(f"{prefix}.q_a_layernorm.weight")
-    q_a = graph.call("rms_norm", (rank, _INNER_EPS), [q_a, *weight], tensor((x.ty.shape[0], rank)))
-    return graph.linear(f"{prefix}.q_b_proj", q_a)
+    return graph.linear(f"{prefix}.q_b_proj", graph.norm(q_a, weight, _INNER_EPS))

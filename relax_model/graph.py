@@ -12,7 +12,7 @@ from tvm.relax import BlockBuilder, Expr, Var
 from relax_model.config import ModelConfig
 from relax_model.kernels import registry
 from relax_model.kernels.cpu_tiles import CpuTile
-from relax_model.layout import Layout, layout_of
+from relax_model.layout import Layout, PackedLayout
 from relax_model.parameters import parameters
 
 
@@ -29,8 +29,20 @@ class BuildOptions:
     tile: CpuTile  # tuned values of the kernels' register tiles
 
 
-# The router's weights are exact whatever the quantization of the rest.
-EXACT = layout_of("q0f32")
+@dataclass(frozen=True)
+class Activation:
+    """Rows as products take them: `inputs` are float32 values, or beside packed weights codes, scales and offsets.
+
+    `values` are the float32 values where they are needed too.
+    """
+
+    inputs: tuple[Expr, ...]
+    values: Expr | None = None
+
+    @property
+    def rows(self) -> object:
+        """How many rows there are: a number or a symbol."""
+        return self.inputs[0].ty.shape[0]
 
 
 class Graph:
@@ -76,17 +88,59 @@ class Graph:
         symbol = self.builder.add_func(func, operator)
         return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), place, inputs[place].ty))
 
-    def linear(self, name: str, x: Expr, residual: Expr | None = None) -> Var:
-        """x · Wᵀ (+ residual) with the parameter `name`."""
+    @property
+    def quantizes(self) -> bool:
+        """Whether products take 8-bit activations: beside packed weights."""
+        return isinstance(self.options.layout, PackedLayout)
+
+    def activation(
+        self,
+        operator: str,
+        builder_arguments: Sequence[object],
+        inputs: Sequence[Expr],
+        shape: tuple[object, int],
+        *,
+        keep: bool = False,
+    ) -> Activation:
+        """Emit an operator that makes rows for a product, of `shape`; with `keep` their float32 values as well."""
+        if not self.quantizes:
+            values = self.call(operator, builder_arguments, inputs, tensor(shape))
+            return Activation((values,), values)
+        outputs = self.call(operator, builder_arguments, inputs, [tensor(shape)] * keep + self.codes(shape))
+        parts = [outputs[index] for index in range(3 + keep)]
+        return Activation(tuple(parts[keep:]), parts[0] if keep else None)
+
+    def codes(self, shape: tuple[object, int]) -> list[relax.TensorType]:
+        """Types of the codes, scales and offsets of rows of `shape`."""
+        base = self.options.layout.base
+        rows, groups = shape[0], base.groups(shape[1])
+        return [
+            tensor((rows, groups * base.group_size), "int8"),
+            tensor((rows, groups)),
+            tensor((rows, groups), "int32"),
+        ]
+
+    def quantize(self, values: Expr) -> Activation:
+        """Rows of float32 values for a product."""
+        if not self.quantizes:
+            return Activation((values,), values)
+        width = int(values.ty.shape[1])
+        return self.activation("quantize", (self.options.layout, width), [values], (values.ty.shape[0], width))
+
+    def norm(self, x: Expr, weight: Sequence[Expr], eps: float, *, keep: bool = False) -> Activation:
+        """RMS normalisation of x (rows, width) for a product; with `keep`, its float32 values as well."""
+        rows, width = x.ty.shape
+        arguments = (int(width), eps, self.options.layout, keep)
+        return self.activation("rms_norm", arguments, [x, *weight], (rows, int(width)), keep=keep)
+
+    def linear(self, name: str, x: Activation, residual: Expr | None = None) -> Var:
+        """x · Wᵀ (+ residual) with the parameter `name`: float32 (rows, out)."""
         out, width = self.shape_of(name)
-        rows = x.ty.shape[0]
         extra = [] if residual is None else [residual]
-        return self.call(
-            "linear",
-            (self.options.layout, out, width, residual is not None),
-            [x, *self.parameter(name), *extra],
-            tensor((rows, out)),
-        )
+        inputs, result = [*x.inputs, *self.parameter(name), *extra], tensor((x.rows, out))
+        if self.quantizes:
+            return self.call("quantized_linear", (self.options.layout, bool(extra)), inputs, result)
+        return self.call("linear", (self.options.layout, out, width, bool(extra)), inputs, result)
 
     def constant(self, values: np.ndarray) -> Expr:
         """A constant of the library."""

@@ -28,7 +28,7 @@ class FloatLayout:
     name: str
     dtype: str
 
-    def buffers(self, shape: tuple[int, ...]) -> dict[str, BufferSpec]:
+    def buffers(self, shape: tuple[int, ...], parts: tuple[int, ...] = ()) -> dict[str, BufferSpec]:
         """Suffix of the parameter's name → stored array, for a matrix of the logical `shape`."""
         return {"weight": BufferSpec(shape, self.dtype)}
 
@@ -59,7 +59,7 @@ class GroupLayout:
         """Groups in a row of `columns` values, the last one padded."""
         return -(-columns // self.group_size)
 
-    def buffers(self, shape: tuple[int, ...]) -> dict[str, BufferSpec]:
+    def buffers(self, shape: tuple[int, ...], parts: tuple[int, ...] = ()) -> dict[str, BufferSpec]:
         """Suffix of the parameter's name → stored array, for a matrix of the logical `shape`."""
         groups = self.groups(shape[-1])
         words = groups * self.group_size // self.codes_per_word
@@ -69,23 +69,61 @@ class GroupLayout:
         }
 
 
-Layout = FloatLayout | GroupLayout
+@dataclass(frozen=True)
+class PackedLayout:
+    """The values of a GroupLayout in the order that integer dot products read: 16 rows interleaved, 4 columns a word.
 
+        word w of row r (a byte a column)    8 bits: columns 4w … 4w+3 of the group
+                                             4 bits: columns 4w … 4w+3 in the low nibbles, 16 columns on in the high
+        one group of 16 rows                 words (group_size · bits / 32) × rows (16), and 16 scales
+
+    `parts` are the row counts of what is stacked in a matrix (gate and up; a head's W_UK and W_UV), over and over:
+    each part is filled up to whole blocks of 16 rows with values of zero, so that every part begins with a block.
+    """
+
+    name: str
+    base: GroupLayout
+    rows: int = 16
+
+    @property
+    def words(self) -> int:
+        """Words of a row's group."""
+        return self.base.group_size * self.base.bits // 32
+
+    def blocks(self, parts: tuple[int, ...]) -> int:
+        """Blocks of one round of `parts`."""
+        return sum(-(-part // self.rows) for part in parts)
+
+    def buffers(self, shape: tuple[int, ...], parts: tuple[int, ...] = ()) -> dict[str, BufferSpec]:
+        """Suffix of the parameter's name → stored array, for a matrix of the logical `shape`."""
+        *lead, rows, columns = shape
+        parts = parts or (rows,)
+        assert rows % sum(parts) == 0
+        blocks, groups = rows // sum(parts) * self.blocks(parts), self.base.groups(columns)
+        return {
+            "q_weight": BufferSpec((*lead, blocks, groups, self.words, self.rows), "uint32"),
+            "q_scale": BufferSpec((*lead, blocks, groups, self.rows), "float16"),
+        }
+
+
+Layout = FloatLayout | GroupLayout | PackedLayout
+
+_GROUPED = (GroupLayout("q4f16_1", bits=4), GroupLayout("q8f16_1", bits=8))
 _LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         FloatLayout("q0f32", "float32"),
         FloatLayout("q0f16", "float16"),
         FloatLayout("q0bf16", "bfloat16"),
-        GroupLayout("q4f16_1", bits=4),
-        GroupLayout("q8f16_1", bits=8),
+        *_GROUPED,
+        *(PackedLayout(f"{group.name}+vnni16", group) for group in _GROUPED),
     )
 }
 QUANTIZATIONS = tuple(_LAYOUTS)
 
 
 def layout_of(quantization: str) -> Layout:
-    """The layout of a quantization name such as `q4f16_1`; ConfigError lists the known names."""
+    """The layout of a name such as `q4f16_1` or `q4f16_1+vnni16`; ConfigError lists the known names."""
     if quantization not in _LAYOUTS:
         raise ConfigError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
     return _LAYOUTS[quantization]

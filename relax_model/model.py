@@ -84,7 +84,7 @@ def _export_step(builder: BlockBuilder, config: ModelConfig, options: BuildOptio
             x = _embed(graph, arguments.tokens)
             for layer in range(config.num_hidden_layers):
                 x = _decoder_layer(graph, layer, x, arguments.caches, step)
-            hidden = _norm(graph, "model.norm.weight", x)
+            hidden = _last_norm(graph, "model.norm.weight", x)
             outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
             result = builder.emit_output(outputs)
         builder.emit_func_output(result)
@@ -107,9 +107,9 @@ def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOpti
                 [_embed(graph, arguments.tokens), arguments.hidden, *norms],
                 tensor((arguments.rows, 2 * width)),
             )
-            x = graph.linear(f"{prefix}.eh_proj", joined)
+            x = graph.linear(f"{prefix}.eh_proj", graph.quantize(joined))
             x = _decoder_layer(graph, layer, x, arguments.caches, step)
-            hidden = _norm(graph, f"{prefix}.shared_head.norm.weight", x)
+            hidden = _last_norm(graph, f"{prefix}.shared_head.norm.weight", x)
             outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
             result = builder.emit_output(outputs)
         builder.emit_func_output(result)
@@ -122,26 +122,29 @@ def _embed(graph: Graph, tokens: Expr) -> Var:
     return graph.call("embedding", (graph.options.layout, vocabulary, width), [tokens, *table], out)
 
 
-def _norm(graph: Graph, name: str, x: Expr) -> Var:
-    arguments = (graph.config.hidden_size, graph.config.rms_norm_eps)
-    return graph.call("rms_norm", arguments, [x, *graph.parameter(name)], x.ty)
+def _last_norm(graph: Graph, name: str, x: Expr) -> Var:
+    """The hidden states that a library returns: float32 (rows, hidden)."""
+    hidden = graph.norm(x, graph.parameter(name), graph.config.rms_norm_eps, keep=True).values
+    assert hidden is not None
+    return hidden
 
 
 def _decoder_layer(graph: Graph, layer: int, x: Expr, caches: Var, step: Step) -> Var:
     """One layer on its own cache; x (rows, hidden) → (rows, hidden)."""
     prefix = f"model.layers.{layer}"
     cache = graph.builder.emit(relax.TupleGetItem(caches, layer))
-    normed = _norm(graph, f"{prefix}.input_layernorm.weight", x)
+    eps, is_moe = graph.config.rms_norm_eps, graph.config.moe_layers[layer]
+    normed = graph.norm(x, graph.parameter(f"{prefix}.input_layernorm.weight"), eps)
     x, _ = attention(graph, f"{prefix}.self_attn", normed, x, cache, step)
-    normed = _norm(graph, f"{prefix}.post_attention_layernorm.weight", x)
-    feed_forward = moe if graph.config.moe_layers[layer] else mlp
-    return feed_forward(graph, f"{prefix}.mlp", normed, x)
+    # The router reads the values themselves.
+    normed = graph.norm(x, graph.parameter(f"{prefix}.post_attention_layernorm.weight"), eps, keep=is_moe)
+    return (moe if is_moe else mlp)(graph, f"{prefix}.mlp", normed, x)
 
 
 def _logits(graph: Graph, hidden: Expr, arguments: _Arguments) -> Var:
     """The head on the wanted rows alone → (wanted, vocabulary)."""
     width = graph.config.hidden_size
-    out = tensor((arguments.wanted_rows, width))
-    selected = graph.call("select_rows", (width,), [hidden, arguments.wanted], out)
+    shape = (arguments.wanted_rows, width)
+    selected = graph.activation("select_rows", (graph.options.layout, width), [hidden, arguments.wanted], shape)
     head = "model.embed_tokens" if graph.config.tie_word_embeddings else "lm_head"
     return graph.linear(head, selected)

@@ -11,17 +11,21 @@ from relax_model.layout import BufferSpec, Layout
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter. A `matrix` (…, out, in) lies as the layout says; anything else is float32, exact."""
+    """One parameter. A `matrix` (…, out, in) lies as the layout says; anything else is float32, exact.
+
+    `parts` are the row counts of the matrices that are stacked in its rows, over and over; () is one matrix.
+    """
 
     name: str
     shape: tuple[int, ...]
     matrix: bool
+    parts: tuple[int, ...] = ()
 
     def buffers(self, layout: Layout) -> dict[str, BufferSpec]:
         """Full name → stored array: `<name>.q_weight` and `<name>.q_scale`, or `<name>.weight`, or `<name>`."""
         if not self.matrix:
             return {self.name: BufferSpec(self.shape, "float32")}
-        return {f"{self.name}.{suffix}": spec for suffix, spec in layout.buffers(self.shape).items()}
+        return {f"{self.name}.{suffix}": spec for suffix, spec in layout.buffers(self.shape, self.parts).items()}
 
 
 def parameters(config: ModelConfig) -> list[Parameter]:
@@ -72,13 +76,13 @@ def _attention(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
         yield Parameter(f"{prefix}.q_b_proj", (query_width, config.q_lora_rank), matrix=True)
     yield Parameter(f"{prefix}.kv_a_proj_with_mqa", (config.latent_width, hidden), matrix=True)
     yield Parameter(f"{prefix}.kv_a_layernorm.weight", (config.kv_lora_rank,), matrix=False)
-    expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
-    yield Parameter(f"{prefix}.kv_b_proj", (expanded, config.kv_lora_rank), matrix=True)
+    head = (config.qk_nope_head_dim, config.v_head_dim)  # rows of W_UK and of W_UV
+    yield Parameter(f"{prefix}.kv_b_proj", (heads * sum(head), config.kv_lora_rank), matrix=True, parts=head)
     yield Parameter(f"{prefix}.o_proj", (hidden, heads * config.v_head_dim), matrix=True)
 
 
 def _mlp(config: ModelConfig, prefix: str, width: int) -> Iterator[Parameter]:
-    yield Parameter(f"{prefix}.gate_up_proj", (2 * width, config.hidden_size), matrix=True)
+    yield Parameter(f"{prefix}.gate_up_proj", (2 * width, config.hidden_size), matrix=True, parts=(width, width))
     yield Parameter(f"{prefix}.down_proj", (config.hidden_size, width), matrix=True)
 
 
@@ -89,7 +93,8 @@ def _moe(config: ModelConfig, prefix: str) -> Iterator[Parameter]:
     yield Parameter(f"{prefix}.gate.weight", (experts, hidden), matrix=False)
     if config.router.has_correction_bias:
         yield Parameter(f"{prefix}.gate.e_score_correction_bias", (experts,), matrix=False)
-    yield Parameter(f"{prefix}.experts.gate_up_proj", (experts, 2 * width, hidden), matrix=True)
+    gate_up = (experts, 2 * width, hidden)
+    yield Parameter(f"{prefix}.experts.gate_up_proj", gate_up, matrix=True, parts=(width, width))
     yield Parameter(f"{prefix}.experts.down_proj", (experts, hidden, width), matrix=True)
     if config.n_shared_experts:
         yield from _mlp(config, f"{prefix}.shared_experts", width * config.n_shared_experts)

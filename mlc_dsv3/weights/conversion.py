@@ -5,6 +5,7 @@ Everything is written into a `.partial` folder and moved at the end, `tensor-cac
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from mlc_dsv3.weights.lock import exclusive
 from mlc_dsv3.weights.names import check_tensors, sources
 from mlc_dsv3.weights.plan import SHARD_BYTES, TENSOR_CACHE, Plan, plan, shard_name
 from relax_model.config import parse_config
-from relax_model.layout import FloatLayout, Layout, layout_of
+from relax_model.layout import FloatLayout, Layout, PackedLayout, layout_of
 from relax_model.parameters import Parameter, parameters
 
 _BLOCK_VALUES = 1 << 18  # float32 values of a block: small enough for the cache, large enough to forget the calls
@@ -84,7 +85,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows `start` to `stop` of one checkpoint tensor, which are the parameter's rows from `row` on."""
+    """Rows `start` to `stop` of one checkpoint tensor; what they become begins at `row` of the stored arrays."""
 
     parameter: Parameter
     source: str
@@ -93,15 +94,27 @@ class _Block:
     row: int
 
 
-def _blocks(checkpoint: Checkpoint, parameter: Parameter) -> Iterator[_Block]:
+def _blocks(checkpoint: Checkpoint, parameter: Parameter, layout: Layout) -> Iterator[_Block]:
+    together = layout.rows if isinstance(layout, PackedLayout) and parameter.matrix else 1  # rows of a stored row
     row = 0
     for source in sources(parameter):
         rows, *rest = checkpoint.shape(source)
-        step = max(1, _BLOCK_VALUES // int(np.prod(rest)))
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-            yield _Block(parameter, source, start, stop, row + start)
-        row += rows
+        step = max(1, _BLOCK_VALUES // int(np.prod(rest)) // together) * together
+        for first, last in _parts(rows, parameter.parts if together > 1 else ()):
+            for start in range(first, last, step):
+                stop = min(last, start + step)
+                yield _Block(parameter, source, start, stop, row)
+                row += -(-(stop - start) // together)
+
+
+def _parts(rows: int, parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """The spans of a source's rows that are stored apart: the stacked matrices in it, where it is not one of them."""
+    lengths = itertools.cycle(parts if rows > max(parts, default=rows) else (rows,))
+    start = 0
+    while start < rows:
+        stop = start + next(lengths)
+        yield start, stop
+        start = stop
 
 
 def _write_shards(
@@ -116,7 +129,7 @@ def _write_shards(
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, cancel_futures=True)
         pending: deque[Future[int]] = deque()
-        for block in (block for parameter in params for block in _blocks(checkpoint, parameter)):
+        for block in (block for parameter in params for block in _blocks(checkpoint, parameter, layout)):
             # A bounded queue: a block that has been read is a block of memory.
             if len(pending) == 2 * workers:
                 advance(pending.popleft().result())

@@ -24,17 +24,28 @@ from relax_model.layout import FloatLayout, GroupLayout, Layout
 
 @dataclass(frozen=True)
 class CpuTile:
-    """Tuned values. `lanes`: floats in a vector; `rows` × `columns`: the register tile; `block`: weight rows a task.
+    """A processor's vectors, and tuned values.
 
-    Absorbed attention takes `heads` heads a task and `keys` cached tokens at a time; expanded, `expanded_keys`.
+    `lanes`: floats in a vector; `dot`: its integer dot product, on `dot_lanes` lanes (see `cpu_dot`).
+    Weights unpacked to floats: `rows` × `columns` is the register tile, `block` the weight rows of a task.
+    Packed weights: `dot_rows` is the register tile, of which up to `wide_rows` take a whole block of weights at a time;
+    `prefetch` groups are asked for ahead (0: none).
+    Attention has `accumulators` vectors of sums in registers and takes `keys` cached tokens at a time, or
+    `expanded_keys` in the expanded form; absorbed, a task has `split` of them.
     """
 
     lanes: int
+    dot: str
+    dot_lanes: int
     rows: int
     columns: int
     block: int
-    heads: int
+    dot_rows: int
+    wide_rows: int
+    prefetch: int
+    accumulators: int
     keys: int
+    split: int
     expanded_keys: int
 
 
@@ -66,7 +77,21 @@ def without(func: PrimFunc, *unused: str) -> PrimFunc:
 
 def scale_names(layout: Layout, name: str = "scale") -> tuple[str, ...]:
     """What `without` is to drop for this layout: the scales where it has none."""
-    return () if isinstance(layout, GroupLayout) else (name,)
+    return (name,) if isinstance(layout, FloatLayout) else ()
+
+
+class StoredRows:
+    """Rows of a float matrix from `first` on, read as a panel's without unpacking: [n, k] in float32.
+
+    Rows past the `last` repeat it, so that every tile is whole.
+    """
+
+    def __init__(self, layout: FloatLayout, data: Any, first: Any, last: Any) -> None:
+        self._as_float32 = _from_bfloat16 if layout.dtype == "bfloat16" else _from_float
+        self._data, self._first, self._last = data, first, last
+
+    def __getitem__(self, at: tuple[Any, Any]) -> Any:
+        return self._as_float32(self._data[T.min(self._first + at[0], self._last), at[1]])
 
 
 def padded(layout: Layout, columns: int) -> int:

@@ -22,7 +22,10 @@ _FOLDERS = {
     "mtp_input": "norm",
     "rope_table": "rope",
     "linear": "linear",
+    "quantized_linear": "linear",
     "silu_mul": "linear",
+    "quantize": "linear",
+    "gate_up": "linear",
     "select_rows": "linear",
     "latent_append": "attention",
     "query_absorb": "attention",
@@ -31,8 +34,9 @@ _FOLDERS = {
     "value_project": "attention",
     "expanded_attention": "attention",
     "route": "moe",
-    "sort_by_expert": "moe",
     "expert_linear": "moe",
+    "expert_gate_up": "moe",
+    "expert_down": "moe",
     "combine_experts": "moe",
 }
 _BUILDERS: dict[tuple[str, str], Builder] = {}

@@ -9,7 +9,9 @@ from __future__ import annotations
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention import cpu_absorbed, cpu_expanded  # noqa: F401  (they enter the registry)
+from relax_model.kernels.attention import cpu_expanded, cpu_packed  # noqa: F401  (it enters the registry)
+from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
+from relax_model.kernels.attention.cpu_packed import rotate_queries
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
@@ -26,7 +28,7 @@ from relax_model.kernels.cpu_tiles import (
 from relax_model.kernels.norm.cpu import normalizer
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
-from relax_model.layout import GroupLayout, Layout
+from relax_model.layout import GroupLayout, Layout, PackedLayout
 
 
 @kernel("latent_append", "cpu")
@@ -84,11 +86,15 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: CpuTile) -> PrimFu
 
 @kernel("query_absorb", "cpu")
 def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
-    """Queries as wide as latents: q_nope · W_UK, and the rotated q_pe behind it.
+    """Queries as wide as latents, times `score_factor`: q_nope · W_UK, and the rotated q_pe behind it.
 
-    q float32 (rows, heads · (nope + rope)), rotary table (rows, rope), kv_b_proj in `layout`
-    → float32 (rows, heads, latent_width).
+    q float32 (rows, heads · (nope + rope)), rotary table (rows, rope), kv_b_proj in `layout` → float32 (rows, groups,
+    latent_width, lanes), heads in the lanes; lanes past the last head are zero.
     """
+    if isinstance(layout, PackedLayout):
+        return cpu_packed.query_absorb(layout, shape, tile)
+    columns = query_columns(shape, tile)
+    empty = columns[0] * columns[2] - shape.heads
     rank, heads, lanes, rows = shape.kv_lora_rank, shape.heads, tile.lanes, tile.rows
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
     # Column blocks are whole groups; where there are none, they must divide the rank, as nothing pads it.
@@ -112,7 +118,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
             for i in T.unroll(count):
                 for c in T.serial(size):
                     if c < valid:
-                        y[y_at(i, c)] = acc[i * size + c] + add(i, c)
+                        y[y_at(i, c)] = acc[i * size + c] * T.float32(shape.score_factor)
 
         return absorb_tile
 
@@ -130,7 +136,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
         m = T.int64()
         Q = T.match_buffer(q, (m, heads * shape.query_width), "float32")
         Table = T.match_buffer(table, (m, shape.rope), "float32")
-        Y = T.match_buffer(y, (m, heads, shape.latent_width), "float32")
+        Y = T.match_buffer(y, (m, *columns), "float32")
         with T.sblock("root"):
             T.reads()
             T.writes()
@@ -144,28 +150,14 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
                     m,
                     lambda i, n: Q[i, b // blocks * shape.query_width + n],
                     Y,
-                    lambda i, c: (i, b // blocks, b % blocks * size + c),
+                    lambda i, c: query_place(shape, tile, i, b // blocks, b % blocks * size + c),
                     nothing,
                 )
             for i in T.parallel(m):
-                for h in T.serial(heads):
-                    for p in T.serial(shape.rope // 2):
-                        Y[i, h, rank + p] = rotated(
-                            lambda c: Q[i, h * shape.query_width + shape.nope + c],
-                            Table,
-                            i,
-                            p,
-                            shape.rope,
-                            shape.interleaved,
-                        )[0]
-                        Y[i, h, rank + shape.rope // 2 + p] = rotated(
-                            lambda c: Q[i, h * shape.query_width + shape.nope + c],
-                            Table,
-                            i,
-                            p,
-                            shape.rope,
-                            shape.interleaved,
-                        )[1]
+                rotate_queries(shape, tile, Q, Table, Y, i)
+                for e in T.serial(empty):
+                    for c in T.serial(columns[1]):
+                        Y[query_place(shape, tile, i, heads + e, c)] = T.float32(0)
 
     return without(query_absorb_cpu, *scale_names(layout))
 
@@ -174,8 +166,11 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> Pri
 def value_project(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
     """Attention over latents → values: W_UV of each head.
 
-    o float32 (rows, heads, kv_lora_rank), kv_b_proj in `layout` → float32 (rows, heads · v).
+    o float32 (rows, heads, kv_lora_rank), kv_b_proj in `layout` → float32 (rows, heads · v). Beside packed weights o is
+    its codes, scales and offsets.
     """
+    if isinstance(layout, PackedLayout):
+        return cpu_packed.value_project(layout, shape, tile)
     rank, heads = shape.kv_lora_rank, shape.heads
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
     block = block_rows(tile, rank)

@@ -1,39 +1,161 @@
 """Absorbed attention for CPUs: scores against the latents themselves, causal inside, for any mixture of rows.
 
-    for a row and `tile.heads` heads:            keys, in blocks of `tile.keys` at fixed absolute positions
-    q (heads, latent_width)  ·  block (keys, latent_width)ᵀ  → scores → running softmax
-    o (heads, kv_lora_rank) += weights (heads, keys)  ·  block (keys, :kv_lora_rank)
+    a part: a row's heads, in the lanes of vectors, over `tile.split` keys at fixed absolute positions
 
-The softmax is the online one (Milakov and Gimelshein 2018, arXiv:1805.02867). Blocks start at multiples of `tile.keys`
-whatever the row count, so a row's bits do not depend on its neighbours.
+    block (keys, latent_width) as float32, read from the pages once for all heads of a group
+    score (keys, heads)         = block · qᵀ                  → running softmax
+    o (kv_lora_rank, heads)    += block[:, :kv_lora_rank]ᵀ · weights
+
+Parts are merged in the order of their keys, whether one task walked through them or several made them side by side (as
+in flash decoding, arXiv:2311.01282): a row's bits depend on neither.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.cpu_heads import LOWEST, head_groups, outer, outer_rows, softmax_block, vector
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_tiles import CpuTile, lane_sum
+from relax_model.kernels.cpu_math import exp2
+from relax_model.kernels.cpu_packed import GROUP, quantizer, unit_of
+from relax_model.kernels.cpu_tiles import CpuTile, without
 from relax_model.kernels.registry import kernel
+from relax_model.layout import Layout, PackedLayout
 
-_LOWEST = -3.0e38
+# From this many rows on, rows keep the threads busy and a task walks through all parts of a row.
+_MANY_ROWS = 16
 
 
 @kernel("absorbed_attention", "cpu")
-def absorbed_attention(shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
-    """Queries float32 (rows, heads, latent_width) over all cached positions up to each row's own.
+def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
+    """Queries over all cached positions up to each row's own.
 
-    positions and sequences int32 (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size,
-    latent_width) → float32 (rows, heads, kv_lora_rank).
+    Queries float32 (rows, groups, latent_width, lanes) as `query_absorb` makes them, positions and sequences int32
+    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, latent_width) → float32
+    (rows, heads, kv_lora_rank), or beside a packed `layout` codes, scales and offsets of each head's row of it.
     """
-    rank, width, page = shape.kv_lora_rank, shape.latent_width, shape.page_size
-    lanes, group, keys = tile.lanes, tile.heads, tile.keys
-    groups = -(-shape.heads // group)
-    width_vectors, width_tail = width // lanes, width % lanes
-    # Two vectors at a time keep enough independent sums in flight, where the rank divides so.
-    span = 2 if rank % (2 * lanes) == 0 else 1
-    rank_steps, rank_tail = rank // (span * lanes), rank % (span * lanes)
+    rank, width, page, lanes = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.lanes
+    packed = isinstance(layout, PackedLayout)
+    heads = head_groups(shape.heads, tile)
+    groups, vectors = heads.count, heads.vectors
+    rows = outer_rows(tile, vectors)
+    keys = -(-tile.keys // rows) * rows
+    split = -(-tile.split // keys) * keys
+    score_tile, value_tile = outer(lanes, rows, vectors), outer(lanes, rows, vectors)
+    value_rest = outer(lanes, max(rank % rows, 1), vectors)
+    weigh = softmax_block(lanes, vectors)
+    slot_rows = 3 + rank  # a part's state and its output, a row of head lanes each
+    head_columns = -(-rank // GROUP) * GROUP
+    quantize = quantizer(lanes, unit_of(layout, tile).zero_left) if packed else None
+
+    @T.inline
+    def attend(part, slot, i, g, s, Q, Positions, Sequences, PageTable, Cache):
+        # part[slot * slot_rows + …]: maximum, sum, correction, and then a row of output for each latent channel.
+        block = T.alloc_buffer((keys, width), "float32", scope="global")
+        score = T.alloc_buffer((keys, heads.lanes), "float32", scope="global")
+        for v in T.unroll(vectors):
+            part[vector(slot * slot_rows, v, lanes)] = T.Broadcast(T.float32(LOWEST), lanes)
+            part[vector(slot * slot_rows + 1, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+        for c in T.serial(rank):
+            for v in T.unroll(vectors):
+                part[vector(slot * slot_rows + 3 + c, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+        for b in T.serial(T.ceildiv(T.min(split, Positions[i] + 1 - s * split), keys)):
+            count = T.alloc_buffer((1,), "int32", scope="global")
+            count[0] = T.Cast("int32", T.min(keys, Positions[i] + 1 - s * split - b * keys))
+            for j in T.serial(count[0]):
+                for c in T.serial(width):
+                    block[j, c] = T.Cast(
+                        "float32",
+                        Cache[
+                            PageTable[Sequences[i], (s * split + b * keys + j) // page],
+                            (s * split + b * keys + j) % page,
+                            c,
+                        ],
+                    )
+            # A tile's last rows may be stale keys, whose scores nobody reads.
+            for t in T.serial(T.ceildiv(count[0], rows)):
+                score_tile(
+                    width,
+                    lambda r, k: block[t * rows + r, k],
+                    lambda k, v: Q[i, g, k, T.Ramp(v * lanes, 1, lanes)],
+                    lambda r, v: T.Broadcast(T.float32(0), lanes),
+                    score,
+                    lambda r, v: vector(t * rows + r, v, lanes),
+                )
+            weigh(score, count[0], part, slot * slot_rows)
+            for t in T.serial(rank // rows):
+                value_tile(
+                    count[0],
+                    lambda r, j: block[j, t * rows + r],
+                    lambda j, v: score[vector(j, v, lanes)],
+                    lambda r, v: part[vector(slot * slot_rows + 3 + t * rows + r, v, lanes)]
+                    * part[vector(slot * slot_rows + 2, v, lanes)],
+                    part,
+                    lambda r, v: vector(slot * slot_rows + 3 + t * rows + r, v, lanes),
+                )
+            if rank % rows > 0:
+                value_rest(
+                    count[0],
+                    lambda r, j: block[j, rank // rows * rows + r],
+                    lambda j, v: score[vector(j, v, lanes)],
+                    lambda r, v: part[vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes)]
+                    * part[vector(slot * slot_rows + 2, v, lanes)],
+                    part,
+                    lambda r, v: vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes),
+                )
+
+    @T.inline
+    def begin(whole):
+        for v in T.unroll(vectors):
+            whole[vector(0, v, lanes)] = T.Broadcast(T.float32(LOWEST), lanes)
+            whole[vector(1, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+            for c in T.serial(rank):
+                whole[vector(3 + c, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+
+    @T.inline
+    def merge(whole, part, slot):
+        for v in T.unroll(vectors):
+            factor = T.alloc_buffer((3, lanes), "float32", scope="global")
+            factor[0, T.Ramp(0, 1, lanes)] = T.max(
+                whole[vector(0, v, lanes)], part[vector(slot * slot_rows, v, lanes)]
+            )
+            factor[1, T.Ramp(0, 1, lanes)] = exp2(whole[vector(0, v, lanes)] - factor[0, T.Ramp(0, 1, lanes)], lanes)
+            factor[2, T.Ramp(0, 1, lanes)] = exp2(
+                part[vector(slot * slot_rows, v, lanes)] - factor[0, T.Ramp(0, 1, lanes)], lanes
+            )
+            whole[vector(0, v, lanes)] = factor[0, T.Ramp(0, 1, lanes)]
+            for c in T.serial(rank + 1):
+                # Row 1 is the sum of weights; row 2, the correction, is of no further use.
+                whole[vector(T.if_then_else(c == 0, 1, 2 + c), v, lanes)] = T.fma(
+                    part[vector(slot * slot_rows + T.if_then_else(c == 0, 1, 2 + c), v, lanes)],
+                    factor[2, T.Ramp(0, 1, lanes)],
+                    whole[vector(T.if_then_else(c == 0, 1, 2 + c), v, lanes)] * factor[1, T.Ramp(0, 1, lanes)],
+                )
+
+    @T.inline
+    def finish(whole, i, g, O, Codes, Scales, Offsets):
+        for head in T.serial(T.min(heads.lanes, shape.heads - g * heads.lanes)):
+            if packed:
+                row = T.alloc_buffer((head_columns,), "float32", scope="global")
+                for c in T.serial(rank):
+                    row[c] = whole[3 + c, head] / whole[1, head]
+                for c in T.serial(head_columns - rank):
+                    row[rank + c] = T.float32(0)
+                for q in T.serial(head_columns // GROUP):
+                    quantize(
+                        lambda k: row[q * GROUP + k],
+                        Codes,
+                        lambda k: (i, (g * heads.lanes + head) * head_columns + q * GROUP + k),
+                        Scales,
+                        Offsets,
+                        (i, (g * heads.lanes + head) * (head_columns // GROUP) + q),
+                    )
+            else:
+                for c in T.serial(rank):
+                    O[i, g * heads.lanes + head, c] = whole[3 + c, head] / whole[1, head]
 
     @T.prim_func(private=True, s_tir=True)
     def absorbed_attention_cpu(
@@ -43,116 +165,72 @@ def absorbed_attention(shape: AttentionShape, *, tile: CpuTile) -> PrimFunc:
         page_table: T.handle,
         cache: T.handle,
         o: T.handle,
+        codes: T.handle,
+        scales: T.handle,
+        offsets: T.handle,
     ):
         T.func_attr({"tirx.noalias": True})
         m, pages, batch, longest = T.int64(), T.int64(), T.int64(), T.int64()
-        Q = T.match_buffer(q, (m, shape.heads, width), "float32")
+        Q = T.match_buffer(q, (m, groups, width, heads.lanes), "float32")
         Positions = T.match_buffer(positions, (m,), "int32")
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
         Cache = T.match_buffer(cache, (pages, page, width), shape.cache_dtype)
         O = T.match_buffer(o, (m, shape.heads, rank), "float32")
+        Codes = T.match_buffer(codes, (m, shape.heads * head_columns), "int8")
+        Scales = T.match_buffer(scales, (m, shape.heads * head_columns // GROUP), "float32")
+        Offsets = T.match_buffer(offsets, (m, shape.heads * head_columns // GROUP), "int32")
         with T.sblock("root"):
             T.reads()
             T.writes()
-            for task in T.parallel(m * groups):
-                block = T.alloc_buffer((keys, width), "float32", scope="global")
-                out = T.alloc_buffer((group, rank), "float32", scope="global")
-                score = T.alloc_buffer((group, keys), "float32", scope="global")
-                state = T.alloc_buffer((group, 3), "float32", scope="global")  # maximum, sum, correction
-                count = T.alloc_buffer((2,), "int32", scope="global")  # keys in all, keys in this block
-                for g in T.serial(group):
-                    state[g, 0] = T.float32(_LOWEST)
-                    state[g, 1] = T.float32(0)
-                    for c in T.serial(rank):
-                        out[g, c] = T.float32(0)
-                count[0] = Positions[task // groups] + 1
-                for b in T.serial(T.ceildiv(count[0], keys)):
-                    count[1] = T.min(keys, count[0] - b * keys)
-                    for j in T.serial(count[1]):
-                        for c in T.serial(width):
-                            block[j, c] = T.Cast(
-                                "float32",
-                                Cache[
-                                    PageTable[Sequences[task // groups], (b * keys + j) // page],
-                                    (b * keys + j) % page,
-                                    c,
-                                ],
-                            )
-                    # An odd last key is scored beside a stale one, whose score nobody reads.
-                    for jj in T.serial(T.ceildiv(count[1], 2)):
-                        acc = T.alloc_buffer((group * 2 * lanes,), "float32", scope="global")
-                        for i in T.unroll(group * 2):
-                            for v in T.vectorized(lanes):
-                                acc[i * lanes + v] = T.float32(0)
-                        for k in T.serial(width_vectors):
-                            for g in T.unroll(group):
-                                for j in T.unroll(2):
-                                    for v in T.vectorized(lanes):
-                                        acc[(g * 2 + j) * lanes + v] = T.fma(
-                                            Q[
-                                                task // groups,
-                                                T.min(task % groups * group + g, shape.heads - 1),
-                                                k * lanes + v,
-                                            ],
-                                            block[jj * 2 + j, k * lanes + v],
-                                            acc[(g * 2 + j) * lanes + v],
-                                        )
-                        for k in T.serial(width_tail):
-                            for g in T.unroll(group):
-                                for j in T.unroll(2):
-                                    acc[(g * 2 + j) * lanes] = T.fma(
-                                        Q[
-                                            task // groups,
-                                            T.min(task % groups * group + g, shape.heads - 1),
-                                            width_vectors * lanes + k,
-                                        ],
-                                        block[jj * 2 + j, width_vectors * lanes + k],
-                                        acc[(g * 2 + j) * lanes],
-                                    )
-                        for g in T.unroll(group):
-                            for j in T.unroll(2):
-                                score[g, jj * 2 + j] = lane_sum(acc, (g * 2 + j) * lanes, lanes) * T.float32(
-                                    shape.scale
-                                )
-                    for g in T.serial(group):
-                        state[g, 2] = state[g, 0]
-                        for j in T.serial(count[1]):
-                            state[g, 0] = T.max(state[g, 0], score[g, j])
-                        state[g, 2] = T.exp(state[g, 2] - state[g, 0])
-                        state[g, 1] = state[g, 1] * state[g, 2]
-                        for j in T.serial(count[1]):
-                            score[g, j] = T.exp(score[g, j] - state[g, 0])
-                            state[g, 1] = state[g, 1] + score[g, j]
-                    for c in T.serial(rank_steps):
-                        sums = T.alloc_buffer((group * span * lanes,), "float32", scope="global")
-                        for g in T.unroll(group):
-                            for w in T.unroll(span):
-                                for v in T.vectorized(lanes):
-                                    sums[(g * span + w) * lanes + v] = out[g, (c * span + w) * lanes + v] * state[g, 2]
-                        for j in T.serial(count[1]):
-                            for g in T.unroll(group):
-                                for w in T.unroll(span):
-                                    for v in T.vectorized(lanes):
-                                        sums[(g * span + w) * lanes + v] = T.fma(
-                                            score[g, j],
-                                            block[j, (c * span + w) * lanes + v],
-                                            sums[(g * span + w) * lanes + v],
-                                        )
-                        for g in T.unroll(group):
-                            for w in T.unroll(span):
-                                for v in T.vectorized(lanes):
-                                    out[g, (c * span + w) * lanes + v] = sums[(g * span + w) * lanes + v]
-                    for c in T.serial(rank_tail):
-                        for g in T.serial(group):
-                            out[g, rank - rank_tail + c] = out[g, rank - rank_tail + c] * state[g, 2]
-                            for j in T.serial(count[1]):
-                                out[g, rank - rank_tail + c] = T.fma(
-                                    score[g, j], block[j, rank - rank_tail + c], out[g, rank - rank_tail + c]
-                                )
-                for g in T.serial(group):
-                    if task % groups * group + g < shape.heads:
-                        for c in T.serial(rank):
-                            O[task // groups, task % groups * group + g, c] = out[g, c] / state[g, 1]
+            if m >= _MANY_ROWS:
+                for task in T.parallel(m * groups):
+                    part = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
+                    whole = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
+                    begin(whole)
+                    for s in T.serial(Positions[task // groups] // split + 1):
+                        attend(
+                            part, 0, task // groups, task % groups, s, Q, Positions, Sequences, PageTable, Cache
+                        )
+                        merge(whole, part, 0)
+                    finish(whole, task // groups, task % groups, O, Codes, Scales, Offsets)
+            else:
+                parts = T.alloc_buffer(
+                    (m * groups * T.ceildiv(longest * page, split) * slot_rows, heads.lanes), "float32", scope="global"
+                )
+                for task in T.parallel(m * groups * T.ceildiv(longest * page, split)):
+                    if task % T.ceildiv(longest * page, split) * split <= T.Cast(
+                        "int64", Positions[task // T.ceildiv(longest * page, split) // groups]
+                    ):
+                        attend(
+                            parts,
+                            task,
+                            task // T.ceildiv(longest * page, split) // groups,
+                            task // T.ceildiv(longest * page, split) % groups,
+                            task % T.ceildiv(longest * page, split),
+                            Q,
+                            Positions,
+                            Sequences,
+                            PageTable,
+                            Cache,
+                        )
+                for task in T.parallel(m * groups):
+                    whole = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
+                    begin(whole)
+                    for s in T.serial(Positions[task // groups] // split + 1):
+                        merge(whole, parts, task * T.ceildiv(longest * page, split) + s)
+                    finish(whole, task // groups, task % groups, O, Codes, Scales, Offsets)
 
-    return absorbed_attention_cpu
+    return without(absorbed_attention_cpu, *(("O",) if packed else ("Codes", "Scales", "Offsets")))
+
+
+def query_columns(shape: AttentionShape, tile: CpuTile) -> tuple[int, int, int]:
+    """(groups, latent_width, lanes): the shape of a row of absorbed queries."""
+    heads = head_groups(shape.heads, tile)
+    return heads.count, shape.latent_width, heads.lanes
+
+
+def query_place(shape: AttentionShape, tile: CpuTile, i: Any, head: Any, column: Any) -> tuple[Any, ...]:
+    """Where a value of an absorbed query lies."""
+    heads = head_groups(shape.heads, tile)
+    return (i, head // heads.lanes, column, head % heads.lanes)

@@ -1,25 +1,40 @@
 """Expanded attention for CPUs: per-head keys and values made from the latents, block by block, for a long prefill.
 
-    one task a head:   W (nope + v, kv_lora_rank), unpacked once
-    for a block of `tile.expanded_keys` cached tokens:  latents (keys, kv_lora_rank) · Wᵀ → k_nope | k_pe | v
-        for each `tile.rows` queries:     scores → running softmax → o (rows, v)
+    one task a head; for a block of `tile.expanded_keys` cached tokens:
+        latents · W_UKᵀ | rotated key → key (keys, nope + rope)        latents · W_UVᵀ → value (keys, v)
+        for each tile of queries, in the lanes of vectors:
+            score (keys, queries) = key · qᵀ → running softmax → o (v, queries) += valueᵀ · weights
 
 A block costs (nope + v) · kv_lora_rank multiply-adds a key once, and then (nope + rope + v) a query instead of the
-absorbed form's 2 · kv_lora_rank + rope; it pays from about a hundred queries on.
+absorbed form's 2 · kv_lora_rank + rope. Beside packed weights latents are quantized once for all heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.cpu_heads import LOWEST, outer, outer_rows, softmax_block, vector
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_tiles import CpuTile, multiplier, padded, scale_names, stored, unpacker, without
+from relax_model.kernels.cpu_packed import GROUP, Factors, activations, block_product, row_quantizer
+from relax_model.kernels.cpu_tiles import (
+    CpuTile,
+    multiplier,
+    nothing,
+    padded,
+    scale_names,
+    stored,
+    unpacker,
+    without,
+)
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
-from relax_model.layout import Layout
+from relax_model.layout import Layout, PackedLayout
 
-_LOWEST = -3.0e38
+_VECTORS = 2  # of queries in a tile
 
 
 @kernel("expanded_attention", "cpu")
@@ -29,17 +44,77 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     q float32 (rows, heads · (nope + rope)), rotary table (rows, rope), kv_b_proj in `layout`, positions and sequences
     int32 (rows,), page_table int32 (sequences, pages of each), cache → float32 (rows, heads · v).
     """
-    rank, heads, lanes, rows, keys = shape.kv_lora_rank, shape.heads, tile.lanes, tile.rows, tile.expanded_keys
-    page, query_width, expanded = shape.page_size, shape.query_width, shape.expanded_width
-    (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * expanded, rank))
-    assert keys % rows == 0
-    assert keys % tile.columns == 0
-    panel_rows = -(-expanded // tile.columns) * tile.columns
-    unpack = unpacker(layout, rank)
-    expand = multiplier(tile, rows, tile.columns, panel_rows, rank)
-    score_tile = multiplier(tile, rows, tile.columns, keys, query_width)
-    slots = -(-block // rows) * rows
-    value_vectors, value_tail = shape.v // lanes, shape.v % lanes
+    rank, heads, lanes, page = shape.kv_lora_rank, shape.heads, tile.lanes, shape.page_size
+    query_width, queries = shape.query_width, _VECTORS * lanes
+    rows = outer_rows(tile, _VECTORS)
+    keys = -(-tile.expanded_keys // rows) * rows
+    tiles = -(-block // queries)
+    (data_shape, data_dtype), (scale_shape, scale_dtype) = _stored(layout, shape)
+    packed = isinstance(layout, PackedLayout)
+    groups = scale_shape[1] if packed else 1
+    quantize_latent = row_quantizer(layout, tile, rank) if packed else nothing
+    make_weights, expand = (_packed if packed else _floats)(layout, shape, tile, keys)
+    weights_shape = (1, 1) if packed else (_panel_rows(shape, tile), padded(layout, rank))
+    score_tile, value_tile = outer(lanes, rows, _VECTORS), outer(lanes, rows, _VECTORS)
+    value_rest = outer(lanes, max(shape.v % rows, 1), _VECTORS)
+    weigh = softmax_block(lanes, _VECTORS)
+
+    @T.inline
+    def load_queries(query, Q, Table, h, i, slot):
+        # Lanes past the last row repeat it, so that every tile is whole.
+        for n in T.serial(shape.nope):
+            query[slot // queries * query_width + n, slot % queries] = Q[i, h * query_width + n] * T.float32(
+                shape.score_factor
+            )
+        for p in T.serial(shape.rope // 2):
+            query[slot // queries * query_width + shape.nope + p, slot % queries] = rotated(
+                lambda c: Q[i, h * query_width + shape.nope + c], Table, i, p, shape.rope, shape.interleaved
+            )[0] * T.float32(shape.score_factor)
+            query[slot // queries * query_width + shape.nope + shape.rope // 2 + p, slot % queries] = rotated(
+                lambda c: Q[i, h * query_width + shape.nope + c], Table, i, p, shape.rope, shape.interleaved
+            )[1] * T.float32(shape.score_factor)
+
+    @T.inline
+    def attend(t, b, query, key, value, place, state, out):
+        score = T.alloc_buffer((keys, queries), "float32", scope="global")
+        for r in T.serial(keys // rows):
+            score_tile(
+                query_width,
+                lambda i, k: key[r * rows + i, k],
+                lambda k, v: query[vector(t * query_width + k, v, lanes)],
+                lambda i, v: T.Broadcast(T.float32(0), lanes),
+                score,
+                lambda i, v: vector(r * rows + i, v, lanes),
+            )
+        if b * keys + keys - 1 > place[t, 0]:
+            # A masked score lies so low that its weight is exactly zero.
+            for j in T.serial(keys):
+                for v in T.unroll(_VECTORS):
+                    score[vector(j, v, lanes)] = T.Select(
+                        T.Broadcast(T.Cast("int32", b * keys + j), lanes) <= place[vector(t, v, lanes)],
+                        score[vector(j, v, lanes)],
+                        T.Broadcast(T.float32(LOWEST), lanes),
+                    )
+        weigh(score, keys, state, t * 3)
+        for r in T.serial(shape.v // rows):
+            value_tile(
+                keys,
+                lambda i, j: value[j, r * rows + i],
+                lambda j, v: score[vector(j, v, lanes)],
+                lambda i, v: out[vector(t * shape.v + r * rows + i, v, lanes)] * state[vector(t * 3 + 2, v, lanes)],
+                out,
+                lambda i, v: vector(t * shape.v + r * rows + i, v, lanes),
+            )
+        if shape.v % rows > 0:
+            value_rest(
+                keys,
+                lambda i, j: value[j, shape.v // rows * rows + i],
+                lambda j, v: score[vector(j, v, lanes)],
+                lambda i, v: out[vector(t * shape.v + shape.v // rows * rows + i, v, lanes)]
+                * state[vector(t * 3 + 2, v, lanes)],
+                out,
+                lambda i, v: vector(t * shape.v + shape.v // rows * rows + i, v, lanes),
+            )
 
     @T.prim_func(private=True, s_tir=True)
     def expanded_attention_cpu(
@@ -65,55 +140,49 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
         with T.sblock("root"):
             T.reads()
             T.writes()
+            codes = T.alloc_buffer((longest * page if packed else 1, groups * GROUP), "int8", scope="global")
+            scales = T.alloc_buffer((longest * page if packed else 1, groups), "float32", scope="global")
+            offsets = T.alloc_buffer((longest * page if packed else 1, groups), "int32", scope="global")
+            if packed:
+                for j in T.parallel(Positions[m - 1] + 1):
+                    quantize_latent(
+                        lambda k: T.Cast("float32", Cache[PageTable[Sequences[0], j // page], j % page, k]),
+                        j,
+                        codes,
+                        scales,
+                        offsets,
+                    )
             for h in T.parallel(heads):
-                weights = T.alloc_buffer((panel_rows, padded(layout, rank)), "float32", scope="global")
-                latent = T.alloc_buffer((keys, rank), "float32", scope="global")
+                weights = T.alloc_buffer(weights_shape, "float32", scope="global")
+                latent = T.alloc_buffer((1 if packed else keys, rank), "float32", scope="global")
                 key = T.alloc_buffer((keys, query_width), "float32", scope="global")
                 value = T.alloc_buffer((keys, shape.v), "float32", scope="global")
-                wide = T.alloc_buffer((rows, panel_rows), "float32", scope="global")
-                query = T.alloc_buffer((slots, query_width), "float32", scope="global")
-                out = T.alloc_buffer((slots, shape.v), "float32", scope="global")
-                state = T.alloc_buffer((slots, 3), "float32", scope="global")  # maximum, sum, correction
-                score = T.alloc_buffer((rows, keys), "float32", scope="global")
-                for n in T.serial(panel_rows):
-                    unpack(weights, n, data, scale, h * expanded + T.min(n, expanded - 1), 0)
-                # Slots past the last row repeat it, so that every tile is whole.
-                for i in T.serial(T.ceildiv(m, rows) * rows):
-                    state[i, 0] = T.float32(_LOWEST)
-                    state[i, 1] = T.float32(0)
-                    for c in T.serial(shape.v):
-                        out[i, c] = T.float32(0)
-                    for n in T.serial(shape.nope):
-                        query[i, n] = Q[T.min(i, m - 1), h * query_width + n]
-                    for p in T.serial(shape.rope // 2):
-                        query[i, shape.nope + p] = rotated(
-                            lambda c: Q[T.min(i, m - 1), h * query_width + shape.nope + c],
-                            Table,
-                            T.min(i, m - 1),
-                            p,
-                            shape.rope,
-                            shape.interleaved,
-                        )[0]
-                        query[i, shape.nope + shape.rope // 2 + p] = rotated(
-                            lambda c: Q[T.min(i, m - 1), h * query_width + shape.nope + c],
-                            Table,
-                            T.min(i, m - 1),
-                            p,
-                            shape.rope,
-                            shape.interleaved,
-                        )[1]
+                query = T.alloc_buffer((tiles * query_width, queries), "float32", scope="global")
+                out = T.alloc_buffer((tiles * shape.v, queries), "float32", scope="global")
+                state = T.alloc_buffer((tiles * 3, queries), "float32", scope="global")  # see `softmax_block`
+                place = T.alloc_buffer((tiles, queries), "int32", scope="global")  # each query's position
+                make_weights(weights, data, scale, h)
+                for slot in T.serial(T.ceildiv(m, queries) * queries):
+                    load_queries(query, Q, Table, h, T.min(slot, m - 1), slot)
+                    place[slot // queries, slot % queries] = Positions[T.min(slot, m - 1)]
+                    state[slot // queries * 3, slot % queries] = T.float32(LOWEST)
+                    state[slot // queries * 3 + 1, slot % queries] = T.float32(0)
+                for t in T.serial(T.ceildiv(m, queries) * shape.v):
+                    for v in T.vectorized(queries):
+                        out[t, v] = T.float32(0)
                 for b in T.serial(T.ceildiv(Positions[m - 1] + 1, keys)):
-                    # Positions that do not exist yet are filled with the last one's, and masked below.
+                    # Positions that do not exist yet are filled with the last one's, and masked.
                     for j in T.serial(keys):
-                        for c in T.serial(rank):
-                            latent[j, c] = T.Cast(
-                                "float32",
-                                Cache[
-                                    PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
-                                    T.min(b * keys + j, Positions[m - 1]) % page,
-                                    c,
-                                ],
-                            )
+                        if not packed:
+                            for c in T.serial(rank):
+                                latent[j, c] = T.Cast(
+                                    "float32",
+                                    Cache[
+                                        PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
+                                        T.min(b * keys + j, Positions[m - 1]) % page,
+                                        c,
+                                    ],
+                                )
                         for c in T.serial(shape.rope):
                             key[j, shape.nope + c] = T.Cast(
                                 "float32",
@@ -123,72 +192,116 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                                     rank + c,
                                 ],
                             )
-                    for t in T.serial(keys // rows):
-                        expand(
-                            weights,
-                            panel_rows,
-                            lambda i, k: latent[t * rows + i, k],
-                            wide,
-                            lambda i, n: (i, n),
-                            lambda i, n: T.float32(0),
-                        )
-                        for i in T.serial(rows):
-                            for n in T.serial(shape.nope):
-                                key[t * rows + i, n] = wide[i, n]
-                            for n in T.serial(shape.v):
-                                value[t * rows + i, n] = wide[i, shape.nope + n]
-                    for t in T.serial(T.ceildiv(m, rows)):
-                        if Positions[T.min(t * rows + rows - 1, m - 1)] >= b * keys:
-                            score_tile(
-                                key,
-                                keys,
-                                lambda i, k: query[t * rows + i, k],
-                                score,
-                                lambda i, n: (i, n),
-                                lambda i, n: T.float32(0),
-                            )
-                            for i in T.serial(rows):
-                                state[t * rows + i, 2] = state[t * rows + i, 0]
-                                for j in T.serial(keys):
-                                    score[i, j] = T.if_then_else(
-                                        b * keys + j <= Positions[T.min(t * rows + i, m - 1)],
-                                        score[i, j] * T.float32(shape.scale),
-                                        T.float32(_LOWEST),
-                                    )
-                                    state[t * rows + i, 0] = T.max(state[t * rows + i, 0], score[i, j])
-                                state[t * rows + i, 2] = T.exp(state[t * rows + i, 2] - state[t * rows + i, 0])
-                                state[t * rows + i, 1] = state[t * rows + i, 1] * state[t * rows + i, 2]
-                                for j in T.serial(keys):
-                                    # A masked score lies so low that its weight is exactly zero.
-                                    score[i, j] = T.exp(score[i, j] - state[t * rows + i, 0])
-                                    state[t * rows + i, 1] = state[t * rows + i, 1] + score[i, j]
-                            for c in T.serial(value_vectors):
-                                sums = T.alloc_buffer((rows * lanes,), "float32", scope="global")
-                                for i in T.unroll(rows):
-                                    for v in T.vectorized(lanes):
-                                        sums[i * lanes + v] = out[t * rows + i, c * lanes + v] * state[t * rows + i, 2]
-                                for j in T.serial(keys):
-                                    for i in T.unroll(rows):
-                                        for v in T.vectorized(lanes):
-                                            sums[i * lanes + v] = T.fma(
-                                                score[i, j], value[j, c * lanes + v], sums[i * lanes + v]
-                                            )
-                                for i in T.unroll(rows):
-                                    for v in T.vectorized(lanes):
-                                        out[t * rows + i, c * lanes + v] = sums[i * lanes + v]
-                            for c in T.serial(value_tail):
-                                for i in T.serial(rows):
-                                    out[t * rows + i, value_vectors * lanes + c] = (
-                                        out[t * rows + i, value_vectors * lanes + c] * state[t * rows + i, 2]
-                                    )
-                                    for j in T.serial(keys):
-                                        out[t * rows + i, value_vectors * lanes + c] = T.fma(
-                                            score[i, j],
-                                            value[j, value_vectors * lanes + c],
-                                            out[t * rows + i, value_vectors * lanes + c],
-                                        )
+                    expand(
+                        weights,
+                        latent,
+                        data,
+                        scale,
+                        h,
+                        activations(
+                            codes, scales, offsets, lambda j: T.min(b * keys + j, T.Cast("int64", Positions[m - 1]))
+                        ),
+                        key,
+                        value,
+                    )
+                    for t in T.serial(T.ceildiv(m, queries)):
+                        if place[t, queries - 1] >= b * keys:
+                            attend(t, b, query, key, value, place, state, out)
                 for i in T.serial(m):
                     for c in T.serial(shape.v):
-                        O[i, h * shape.v + c] = out[i, c] / state[i, 1]
+                        O[i, h * shape.v + c] = (
+                            out[i // queries * shape.v + c, i % queries] / state[i // queries * 3 + 1, i % queries]
+                        )
 
     return without(expanded_attention_cpu, *scale_names(layout))
+
+
+def _panel_rows(shape: AttentionShape, tile: CpuTile) -> int:
+    return -(-shape.expanded_width // tile.columns) * tile.columns
+
+
+def _stored(layout: Layout, shape: AttentionShape) -> tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]:
+    whole = (shape.heads * shape.expanded_width, shape.kv_lora_rank)
+    if isinstance(layout, PackedLayout):
+        specs = layout.buffers(whole, (shape.nope, shape.v))
+        return (specs["q_weight"].shape, "uint32"), (specs["q_scale"].shape, "float16")
+    return stored(layout, whole)
+
+
+def _floats(layout: Layout, shape: AttentionShape, tile: CpuTile, keys: int) -> tuple[Callable[..., Any], ...]:
+    """The statements that unpack a head's weights once and expand a block of latents with them, in floats."""
+    rank, expanded, panel_rows = shape.kv_lora_rank, shape.expanded_width, _panel_rows(shape, tile)
+    unpack = unpacker(layout, rank)
+    rows = next(count for count in range(tile.rows, 0, -1) if keys % count == 0)
+    multiply = multiplier(tile, rows, tile.columns, panel_rows, rank)
+
+    @T.inline
+    def make_weights(weights, data, scale, h):
+        for n in T.serial(panel_rows):
+            unpack(weights, n, data, scale, h * expanded + T.min(n, expanded - 1), 0)
+
+    @T.inline
+    def expand(weights, latent, data, scale, h, x, key, value):
+        wide = T.alloc_buffer((rows, panel_rows), "float32", scope="global")
+        for t in T.serial(keys // rows):
+            multiply(
+                weights,
+                panel_rows,
+                lambda i, k: latent[t * rows + i, k],
+                wide,
+                lambda i, n: (i, n),
+                lambda i, n: T.float32(0),
+            )
+            for i in T.serial(rows):
+                for n in T.serial(shape.nope):
+                    key[t * rows + i, n] = wide[i, n]
+                for n in T.serial(shape.v):
+                    value[t * rows + i, n] = wide[i, shape.nope + n]
+
+    return make_weights, expand
+
+
+def _packed(layout: PackedLayout, shape: AttentionShape, tile: CpuTile, keys: int) -> tuple[Callable[..., Any], ...]:
+    """The same with packed weights, which are used where they lie, and latents in 8 bits."""
+    per_head, before = layout.blocks((shape.nope, shape.v)), layout.blocks((shape.nope,))
+    groups = layout.base.groups(shape.kv_lora_rank)
+    product = block_product(layout, tile)
+
+    @T.inline
+    def make_weights(weights, data, scale, h):
+        pass
+
+    @T.inline
+    def expand(weights, latent, data, scale, h, x, key, value):
+        for n in T.serial(before):
+            product(
+                keys,
+                Factors(
+                    data,
+                    scale,
+                    h * per_head + n,
+                    groups,
+                    x,
+                    key,
+                    lambda i, c: (i, n * layout.rows + c),
+                    nothing,
+                    shape.nope - n * layout.rows,
+                ),
+            )
+        for n in T.serial(per_head - before):
+            product(
+                keys,
+                Factors(
+                    data,
+                    scale,
+                    h * per_head + before + n,
+                    groups,
+                    x,
+                    value,
+                    lambda i, c: (i, n * layout.rows + c),
+                    nothing,
+                    shape.v - n * layout.rows,
+                ),
+            )
+
+    return make_weights, expand

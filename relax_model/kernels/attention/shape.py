@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,6 +19,11 @@ class AttentionShape:
     scale: float
     page_size: int
     cache_dtype: str
+
+    @property
+    def score_factor(self) -> float:
+        """What queries are multiplied with so that a softmax can take powers of two: scale · log2(e)."""
+        return self.scale * math.log2(math.e)
 
     @property
     def latent_width(self) -> int:

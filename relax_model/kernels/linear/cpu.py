@@ -1,13 +1,19 @@
-"""Products with stored matrices for CPUs: weights are unpacked block by block and meet all rows while in cache."""
+"""Products with stored matrices for CPUs, and what stands between two of them.
+
+Floats are multiplied where they lie; groups are unpacked block by block and meet all rows while in cache.
+"""
 
 from __future__ import annotations
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.cpu_packed import GROUP, row_quantizer
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
+    StoredRows,
     block_rows,
+    nothing,
     padded,
     product,
     scale_names,
@@ -16,14 +22,15 @@ from relax_model.kernels.cpu_tiles import (
     without,
 )
 from relax_model.kernels.registry import kernel
-from relax_model.layout import Layout
+from relax_model.kernels.linear import cpu_packed  # noqa: F401  (it enters the registry)
+from relax_model.layout import GroupLayout, Layout, PackedLayout
 
 
 @kernel("linear", "cpu")
 def linear(layout: Layout, out: int, width: int, residual: bool = False, *, tile: CpuTile) -> PrimFunc:
     """x float32 (rows, width), W (out, width) in `layout`, [residual (rows, out)] → y float32 (rows, out)."""
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (out, width))
-    block = block_rows(tile, width)
+    block, grouped = block_rows(tile, width), isinstance(layout, GroupLayout)
     panel_width = padded(layout, width)
     unpack = unpacker(layout, width)
     multiply = product(tile, block, width)
@@ -43,11 +50,12 @@ def linear(layout: Layout, out: int, width: int, residual: bool = False, *, tile
         Y = T.match_buffer(y, (m, out), "float32")
         with T.sblock("root"):
             for b in T.parallel(T.ceildiv(out, block)):
-                panel = T.alloc_buffer((block, panel_width), "float32", scope="global")
-                for i in T.serial(block):
-                    unpack(panel, i, data, scale, T.min(b * block + i, out - 1), 0)
+                panel = T.alloc_buffer((block if grouped else 1, panel_width), "float32", scope="global")
+                if grouped:
+                    for i in T.serial(block):
+                        unpack(panel, i, data, scale, T.min(b * block + i, out - 1), 0)
                 multiply(
-                    panel,
+                    panel if grouped else StoredRows(layout, data, b * block, out - 1),
                     out - b * block,
                     m,
                     lambda i, k: X[i, k],
@@ -79,19 +87,35 @@ def silu_mul(width: int, *, tile: CpuTile) -> PrimFunc:
 
 
 @kernel("select_rows", "cpu")
-def select_rows(width: int, *, tile: CpuTile) -> PrimFunc:
-    """x float32 (rows, width), wanted int32 (wanted,) → those rows of x, float32 (wanted, width)."""
+def select_rows(layout: Layout, width: int, *, tile: CpuTile) -> PrimFunc:
+    """x float32 (rows, width), wanted int32 (wanted,) → those rows of x, float32 (wanted, width).
+
+    Beside a packed `layout` they come out as codes, scales and offsets.
+    """
+    packed = isinstance(layout, PackedLayout)
+    groups = layout.base.groups(width) if packed else 1
+    quantize_row = row_quantizer(layout, tile, width) if packed else nothing
 
     @T.prim_func(private=True, s_tir=True)
-    def select_rows_cpu(x: T.handle, wanted: T.handle, y: T.handle):
+    def select_rows_cpu(
+        x: T.handle, wanted: T.handle, y: T.handle, codes: T.handle, scales: T.handle, offsets: T.handle
+    ):
         T.func_attr({"tirx.noalias": True})
         m, r = T.int64(), T.int64()
         X = T.match_buffer(x, (m, width), "float32")
         Wanted = T.match_buffer(wanted, (r,), "int32")
         Y = T.match_buffer(y, (r, width), "float32")
+        Codes = T.match_buffer(codes, (r, groups * GROUP), "int8")
+        Scales = T.match_buffer(scales, (r, groups), "float32")
+        Offsets = T.match_buffer(offsets, (r, groups), "int32")
         with T.sblock("root"):
-            for i in T.serial(r):
-                for k in T.serial(width):
-                    Y[i, k] = X[Wanted[i], k]
+            T.reads()
+            T.writes()
+            for i in T.parallel(r):
+                if packed:
+                    quantize_row(lambda k: X[Wanted[i], k], i, Codes, Scales, Offsets)
+                else:
+                    for k in T.serial(width):
+                        Y[i, k] = X[Wanted[i], k]
 
-    return select_rows_cpu
+    return without(select_rows_cpu, *(("Y",) if packed else ("Codes", "Scales", "Offsets")))

@@ -12,6 +12,7 @@ from tvm.tirx import PrimFunc
 from relax_model.config import RouterConfig
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
+    StoredRows,
     block_rows,
     nothing,
     padded,
@@ -21,19 +22,25 @@ from relax_model.kernels.cpu_tiles import (
     unpacker,
     without,
 )
+from relax_model.kernels.moe import cpu_packed  # noqa: F401  (it enters the registry)
 from relax_model.kernels.registry import kernel
-from relax_model.layout import Layout
+from relax_model.layout import FloatLayout, Layout
 
 _LOWEST = -3.0e38
+_EXACT = FloatLayout("exact", "float32")
 
 
 @kernel("route", "cpu")
-def route(router: RouterConfig, *, tile: CpuTile) -> PrimFunc:
-    """Router logits float32 (rows, experts), [bias (experts,)] → experts int32 and weights float32 (rows, top-k).
+def route(router: RouterConfig, hidden: int, *, tile: CpuTile) -> PrimFunc:
+    """Which experts each row goes to, how much each counts, and the pairs expert by expert.
+
+    x float32 (rows, hidden), gate float32 (experts, hidden), [bias (experts,)] → logits float32 (rows, experts), ids
+    int32 and weights float32 (rows, top-k), pairs int32 (rows, top-k), starts int32 (experts + 1,).
 
     Scores are softmax or sigmoid; the choice is by score + `e_score_correction_bias` within the best groups (a group's
     score: its best expert's for group_limited_greedy, its best two experts' sum for noaux_tc), the weight by score
-    alone (DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2). The lower index wins a tie.
+    alone (DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2). The lower index wins a tie. Expert e's
+    pairs lie at starts[e] … starts[e + 1] of the flattened `pairs`, in their own order.
     """
     experts, top_k = router.n_routed_experts, router.num_experts_per_tok
     groups, chosen_groups = router.n_group, router.topk_group
@@ -43,15 +50,40 @@ def route(router: RouterConfig, *, tile: CpuTile) -> PrimFunc:
     # DeepSeek-V2's gate scales only what it does not normalise.
     normalized = router.norm_topk_prob and (sigmoid or top_k > 1)
     scaling = 1.0 if normalized and not sigmoid else router.routed_scaling_factor
+    block = tile.columns
+    multiply = product(tile, block, hidden)
 
     @T.prim_func(private=True, s_tir=True)
-    def route_cpu(logits: T.handle, bias: T.Buffer((experts,), "float32"), ids: T.handle, weights: T.handle):
+    def route_cpu(
+        x: T.handle,
+        gate: T.Buffer((experts, hidden), "float32"),
+        bias: T.Buffer((experts,), "float32"),
+        logits: T.handle,
+        ids: T.handle,
+        weights: T.handle,
+        pairs: T.handle,
+        starts: T.Buffer((experts + 1,), "int32"),
+    ):
         T.func_attr({"tirx.noalias": True})
         m = T.int64()
+        X = T.match_buffer(x, (m, hidden), "float32")
         Logits = T.match_buffer(logits, (m, experts), "float32")
         Ids = T.match_buffer(ids, (m, top_k), "int32")
         Weights = T.match_buffer(weights, (m, top_k), "float32")
+        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
         with T.sblock("root"):
+            T.reads()
+            T.writes()
+            for b in T.parallel(T.ceildiv(experts, block)):
+                multiply(
+                    StoredRows(_EXACT, gate, b * block, experts - 1),
+                    experts - b * block,
+                    m,
+                    lambda i, k: X[i, k],
+                    Logits,
+                    lambda i, n: (i, b * block + n),
+                    nothing,
+                )
             for i in T.parallel(m):
                 score = T.alloc_buffer((experts,), "float32", scope="global")
                 choice = T.alloc_buffer((experts,), "float32", scope="global")
@@ -105,39 +137,22 @@ def route(router: RouterConfig, *, tile: CpuTile) -> PrimFunc:
                     Weights[i, s] = (
                         Weights[i, s] / (total[0] + T.float32(1e-20)) if normalized else Weights[i, s]
                     ) * T.float32(scaling)
-
-    return without(route_cpu, *(() if biased else ("bias",)))
-
-
-@kernel("sort_by_expert", "cpu")
-def sort_by_expert(experts: int, top_k: int, *, tile: CpuTile) -> PrimFunc:
-    """Experts int32 (rows, top-k) → pairs int32 (rows, top-k), expert by expert, and offsets int32 (experts + 1,).
-
-    A stable counting sort: expert e's pairs lie at offsets[e] … offsets[e + 1] in flat order.
-    """
-
-    @T.prim_func(private=True, s_tir=True)
-    def sort_by_expert_cpu(ids: T.handle, pairs: T.handle, offsets: T.Buffer((experts + 1,), "int32")):
-        T.func_attr({"tirx.noalias": True})
-        m = T.int64()
-        Ids = T.match_buffer(ids, (m, top_k), "int32")
-        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
-        with T.sblock("root"):
+            # A counting sort, which keeps the pairs of an expert in their order.
             place = T.alloc_buffer((experts,), "int32", scope="global")
             for e in T.serial(experts + 1):
-                offsets[e] = 0
+                starts[e] = 0
             for i in T.serial(m):
                 for s in T.serial(top_k):
-                    offsets[Ids[i, s] + 1] = offsets[Ids[i, s] + 1] + 1
+                    starts[Ids[i, s] + 1] = starts[Ids[i, s] + 1] + 1
             for e in T.serial(experts):
-                offsets[e + 1] = offsets[e + 1] + offsets[e]
-                place[e] = offsets[e]
+                starts[e + 1] = starts[e + 1] + starts[e]
+                place[e] = starts[e]
             for i in T.serial(m):
                 for s in T.serial(top_k):
                     Pairs[place[Ids[i, s]] // top_k, place[Ids[i, s]] % top_k] = T.Cast("int32", i * top_k + s)
                     place[Ids[i, s]] = place[Ids[i, s]] + 1
 
-    return sort_by_expert_cpu
+    return without(route_cpu, *(() if biased else ("bias",)))
 
 
 @kernel("expert_linear", "cpu")
@@ -163,7 +178,7 @@ def expert_linear(
     def expert_linear_cpu(
         x: T.handle,
         pairs: T.handle,
-        offsets: T.Buffer((experts + 1,), "int32"),
+        starts: T.Buffer((experts + 1,), "int32"),
         data: T.Buffer(data_shape, data_dtype),
         scale: T.Buffer(scale_shape, scale_dtype),
         y: T.handle,
@@ -181,19 +196,19 @@ def expert_linear(
             for b in T.parallel(T.ceildiv(out, block)):
                 panel = T.alloc_buffer((block, panel_width), "float32", scope="global")
                 for e in T.serial(experts):
-                    if offsets[e + 1] > offsets[e]:
+                    if starts[e + 1] > starts[e]:
                         for i in T.serial(block):
                             unpack(panel, i, Data, Scale, e * out + T.min(b * block + i, out - 1), 0)
                         multiply(
                             panel,
                             out - b * block,
-                            offsets[e + 1] - offsets[e],
+                            starts[e + 1] - starts[e],
                             lambda i, k: X[
-                                Pairs[(offsets[e] + i) // top_k, (offsets[e] + i) % top_k] // shared_by,
+                                Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k] // shared_by,
                                 k,
                             ],
                             Y,
-                            lambda i, c: (Pairs[(offsets[e] + i) // top_k, (offsets[e] + i) % top_k], b * block + c),
+                            lambda i, c: (Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k], b * block + c),
                             nothing,
                         )
 

@@ -1,4 +1,4 @@
-"""RMS normalisation for CPUs: one task a row, partial sums in vector lanes."""
+"""RMS normalisation for CPUs: one task a row, partial sums in vector lanes; beside packed weights, codes come out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.cpu_tiles import CpuTile, lane_sum
+from relax_model.kernels.cpu_packed import GROUP, row_quantizer
+from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, without
 from relax_model.kernels.registry import kernel
+from relax_model.layout import Layout, PackedLayout
 
 
 def normalizer(width: int, eps: float, lanes: int) -> Callable[..., Any]:
@@ -34,21 +36,57 @@ def normalizer(width: int, eps: float, lanes: int) -> Callable[..., Any]:
 
 
 @kernel("rms_norm", "cpu")
-def rms_norm(width: int, eps: float, *, tile: CpuTile) -> PrimFunc:
-    """x float32 (rows, width), weight float32 (width,) → float32 (rows, width)."""
+def rms_norm(width: int, eps: float, layout: Layout, keep: bool = True, *, tile: CpuTile) -> PrimFunc:
+    """x float32 (rows, width), weight float32 (width,) → float32 (rows, width).
+
+    Beside a packed `layout` also, or without `keep` only, the 8-bit codes, scales and offsets that its products take.
+    """
     normalize = normalizer(width, eps, tile.lanes)
+    if not isinstance(layout, PackedLayout):
+
+        @T.prim_func(private=True, s_tir=True)
+        def rms_norm_cpu(x: T.handle, weight: T.Buffer((width,), "float32"), y: T.handle):
+            T.func_attr({"tirx.noalias": True})
+            m = T.int64()
+            X = T.match_buffer(x, (m, width), "float32")
+            Y = T.match_buffer(y, (m, width), "float32")
+            with T.sblock("root"):
+                for i in T.parallel(m):
+                    normalize(lambda k: X[i, k], Y, lambda k: (i, k), weight)
+
+        return rms_norm_cpu
+
+    groups = layout.base.groups(width)
+    quantize = row_quantizer(layout, tile, width)
 
     @T.prim_func(private=True, s_tir=True)
-    def rms_norm_cpu(x: T.handle, weight: T.Buffer((width,), "float32"), y: T.handle):
+    def rms_norm_quantize_cpu(
+        x: T.handle,
+        weight: T.Buffer((width,), "float32"),
+        y: T.handle,
+        codes: T.handle,
+        scales: T.handle,
+        offsets: T.handle,
+    ):
         T.func_attr({"tirx.noalias": True})
         m = T.int64()
         X = T.match_buffer(x, (m, width), "float32")
         Y = T.match_buffer(y, (m, width), "float32")
+        Codes = T.match_buffer(codes, (m, groups * GROUP), "int8")
+        Scales = T.match_buffer(scales, (m, groups), "float32")
+        Offsets = T.match_buffer(offsets, (m, groups), "int32")
         with T.sblock("root"):
+            T.reads()
+            T.writes()
             for i in T.parallel(m):
-                normalize(lambda k: X[i, k], Y, lambda k: (i, k), weight)
+                row = T.alloc_buffer((width,), "float32", scope="global")
+                normalize(lambda k: X[i, k], row, lambda k: k, weight)
+                if keep:
+                    for k in T.serial(width):
+                        Y[i, k] = row[k]
+                quantize(lambda k: row[k], i, Codes, Scales, Offsets)
 
-    return rms_norm_cpu
+    return rms_norm_quantize_cpu if keep else without(rms_norm_quantize_cpu, "Y")
 
 
 @kernel("mtp_input", "cpu")

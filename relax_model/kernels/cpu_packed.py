@@ -1,0 +1,352 @@
+"""Products of 8-bit activations with packed weights, for CPUs: what the kernels of `PackedLayout` share.
+
+    activations of a row    int8 codes in groups of 32, and for each group a float32 scale and an int32 offset:
+                            −(what the weight codes' zero is worth) · Σ codes, so that zero needs no thought inside
+    tile                    rows × (16 weight rows as `vectors` vectors at a time), over all groups:
+
+        weights uint32 (16 rows)  ──nibbles──▶  dot unit  ◀── a word of 4 codes of each row, in every lane
+                       sum of a group: int32, exact  →  · activation scale · weight scale  →  float32 sums
+
+A row's sums run over the groups in order whatever rows run beside it, so that its bits are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from relax_model.kernels.cpu_dot import DotUnit, dot_unit, unsigned
+from relax_model.kernels.cpu_tiles import CpuTile, lane_sum
+from relax_model.layout import PackedLayout
+
+GROUP = 32  # activations that share a scale: as many as weights do
+_LARGEST_CODE = 127
+# Below this a group counts as zeros: its reciprocal would not be finite.
+_LEAST = 1e-30
+
+
+def unit_of(layout: PackedLayout, tile: CpuTile) -> DotUnit:
+    """The dot unit that multiplies this layout's codes on the tile's processor."""
+    return dot_unit(tile.dot, tile.dot_lanes, layout.base.bits, layout.base.zero)
+
+
+def flat(shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
+    """The shape with all axes but the last `keep` folded into one."""
+    blocks = 1
+    for size in shape[:-keep]:
+        blocks *= size
+    return (blocks, *shape[-keep:])
+
+
+def quantizer(lanes: int, zero_left: int) -> Callable[..., Any]:
+    """Statement `quantize(x, codes, code_at, scales, offsets, group_at)`: one group of 32 values x(k).
+
+    scale = max |x| / 127 and code = round(x / scale) to the nearest even (Jacob et al. 2018, arXiv:1712.05877, with
+    zero at zero); codes[code_at(k)], scales[group_at], offsets[group_at].
+    """
+    vectors = GROUP // lanes
+
+    @T.inline
+    def quantize(x, codes, code_at, scales, offsets, group_at):
+        largest = T.alloc_buffer((lanes,), "float32", scope="global")
+        factor = T.alloc_buffer((2,), "float32", scope="global")
+        total = T.alloc_buffer((lanes,), "int32", scope="global")
+        for v in T.vectorized(lanes):
+            largest[v] = T.float32(0)
+            total[v] = T.int32(0)
+        for w in T.unroll(vectors):
+            for v in T.vectorized(lanes):
+                largest[v] = T.max(largest[v], T.abs(x(w * lanes + v)))
+        factor[0] = lane_max(largest, lanes)
+        factor[1] = T.if_then_else(factor[0] > T.float32(_LEAST), T.float32(_LARGEST_CODE) / factor[0], T.float32(0))
+        for w in T.unroll(vectors):
+            for v in T.vectorized(lanes):
+                codes[code_at(w * lanes + v)] = T.Cast("int8", T.Cast("int32", _nearest(x(w * lanes + v) * factor[1])))
+            for v in T.vectorized(lanes):
+                total[v] = total[v] + T.Cast("int32", _nearest(x(w * lanes + v) * factor[1]))
+        scales[group_at] = T.if_then_else(
+            factor[0] > T.float32(_LEAST), factor[0] / T.float32(_LARGEST_CODE), T.float32(0)
+        )
+        offsets[group_at] = lane_sum(total, 0, lanes) * T.int32(-zero_left)
+
+    return quantize
+
+
+def _nearest(value: Any) -> Any:
+    return T.nearbyint(value)
+
+
+def lane_max(buffer: Any, lanes: int) -> Any:
+    """The largest of a buffer of `lanes` values, by halves."""
+    values = [buffer[lane] for lane in range(lanes)]
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [T.max(values[i], values[i + half]) for i in range(half)]
+    return values[0]
+
+
+def word_at(buffer: Any, row: Any, column: Any) -> Any:
+    """Four neighbouring int8 codes of a row as one int32."""
+    return T.reinterpret("int32", buffer[row, T.Ramp(column, 1, 4)])
+
+
+def _nibbles(weights: Any, high: int, lanes: int) -> Any:
+    return T.bitwise_and(T.shift_right(weights, unsigned(4, lanes)) if high else weights, unsigned(0x0F0F0F0F, lanes))
+
+
+def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., Any]:
+    """Statement `run(data, scale, block, groups, x, y, y_at, add, valid)`: `rows` rows times one block of 16 weight rows.
+
+    `groups` is how many groups a row has. `x` is a triple of expressions (word(i, column), scale(i, group), offset(i, group)); y(i, n) = sum + add(i, n) for
+    the block's rows n < `valid`.
+    """
+    unit = unit_of(layout, tile)
+    lanes = unit.lanes
+    block_vectors = layout.rows // lanes
+    vectors = block_vectors if rows <= tile.wide_rows else max(1, block_vectors // 2)
+    passes = block_vectors // vectors
+    sums, (sum_dtype, sum_lanes) = rows * vectors, unit.sum_type
+    halves = 2 if layout.base.bits == 4 else 1
+    words, ahead = layout.words, tile.prefetch
+    lines = words // passes  # cache lines (16 words) that a group's pass asks for in advance
+    subtract = unit.zero_left != 0
+
+    def weights(data: Any, block: Any, g: Any, w: int, half: int, vector: Any) -> Any:
+        stored = data[block, g, w, T.Ramp(vector * lanes, 1, lanes)]
+        return _nibbles(stored, half, lanes) if halves == 2 else stored
+
+    def accumulate(acc: Any, at: Any, first: bool, weight: Any, word: Any) -> Any:
+        return unit.first(weight, word) if first else unit.add(acc[at], weight, word)
+
+    def group_sum(acc: Any, at: Any, offset: Any) -> Any:
+        total = unit.finish(acc[at])
+        return T.Cast(f"float32x{lanes}", total + T.Broadcast(offset, lanes) if subtract else total)
+
+    @T.inline
+    def run(data, scale, block, groups, x, y, y_at, add, valid):
+        for p in T.serial(passes):
+            total = T.alloc_buffer((sums * lanes,), "float32", scope="global")
+            for s in T.unroll(sums):
+                total[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+            for g in T.serial(groups):
+                if ahead > 0:
+                    for q in T.unroll(lines):
+                        T.evaluate(
+                            T.call_llvm_intrin(
+                                "void",
+                                "llvm.prefetch",
+                                T.address_of(
+                                    data[
+                                        block,
+                                        p * (groups // passes) + (g + ahead) // passes,
+                                        (g + ahead) % passes * lines + q,
+                                        0,
+                                    ]
+                                ),
+                                T.int32(0),
+                                T.int32(3),
+                                T.int32(1),
+                            )
+                        )
+                acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
+                for w in T.unroll(words):
+                    for half in T.unroll(halves):
+                        for i in T.unroll(rows):
+                            for v in T.unroll(vectors):
+                                if w + half == 0:
+                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
+                                        acc,
+                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
+                                        True,
+                                        weights(data, block, g, 0, 0, p * vectors + v),
+                                        x[0](i, g * GROUP),
+                                    )
+                                if (w > 0) and (half == 0):
+                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
+                                        acc,
+                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
+                                        False,
+                                        weights(data, block, g, w, 0, p * vectors + v),
+                                        x[0](i, g * GROUP + w * 4),
+                                    )
+                                if half == 1:
+                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
+                                        acc,
+                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
+                                        False,
+                                        weights(data, block, g, w, 1, p * vectors + v),
+                                        x[0](i, g * GROUP + GROUP // 2 + w * 4),
+                                    )
+                for i in T.unroll(rows):
+                    for v in T.unroll(vectors):
+                        total[T.Ramp((i * vectors + v) * lanes, 1, lanes)] = T.fma(
+                            group_sum(acc, T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes), x[2](i, g))
+                            * T.Broadcast(x[1](i, g), lanes),
+                            T.Cast(f"float32x{lanes}", scale[block, g, T.Ramp((p * vectors + v) * lanes, 1, lanes)]),
+                            total[T.Ramp((i * vectors + v) * lanes, 1, lanes)],
+                        )
+            if valid >= layout.rows:
+                for i in T.unroll(rows):
+                    for n in T.vectorized(vectors * lanes):
+                        y[y_at(i, p * vectors * lanes + n)] = total[i * vectors * lanes + n] + add(
+                            i, p * vectors * lanes + n
+                        )
+            else:
+                for i in T.unroll(rows):
+                    for n in T.serial(vectors * lanes):
+                        if T.Cast("int64", p * vectors * lanes + n) < T.Cast("int64", valid):
+                            y[y_at(i, p * vectors * lanes + n)] = total[i * vectors * lanes + n] + add(
+                                i, p * vectors * lanes + n
+                            )
+
+    return run
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a product of activations and one block of weights takes; see `block_tile`."""
+
+    data: Any
+    scale: Any
+    block: Any
+    groups: Any
+    x: tuple[Callable[..., Any], ...]
+    y: Any
+    y_at: Callable[..., Any]
+    add: Callable[..., Any]
+    valid: Any
+
+
+def over_rows(most: int, tile_of: Callable[[int], Callable[..., Any]]) -> Callable[..., Any]:
+    """Statement `run(count, *arguments)`: tiles of `most` rows, and one tile for the rows that are left.
+
+    `tile_of(rows)` is a statement `tile(first row, *arguments)`.
+    """
+    whole, rest = tile_of(most), _left(most - 1, tile_of)
+
+    @T.inline
+    def run(count, arguments):
+        for t in T.serial(count // most):
+            whole(t * most, arguments)
+        rest(count % most, count // most * most, arguments)
+
+    return run
+
+
+def _left(rows: int, tile_of: Callable[[int], Callable[..., Any]]) -> Callable[..., Any]:
+    if not rows:
+
+        @T.inline
+        def nothing_left(left, start, arguments):
+            pass
+
+        return nothing_left
+    tile, fewer = tile_of(rows), _left(rows - 1, tile_of)
+
+    @T.inline
+    def run(left, start, arguments):
+        if left == rows:
+            tile(start, arguments)
+        else:
+            fewer(left, start, arguments)
+
+    return run
+
+
+def block_product(layout: PackedLayout, tile: CpuTile) -> Callable[..., Any]:
+    """Statement `product(count, Factors(…))`: `count` rows times one block."""
+
+    def tile_of(rows: int) -> Callable[..., Any]:
+        multiply = block_tile(layout, tile, rows)
+
+        @T.inline
+        def one_tile(start, factors):
+            multiply(
+                factors.data,
+                factors.scale,
+                factors.block,
+                factors.groups,
+                shifted(factors.x, start),
+                factors.y,
+                lambda i, n: factors.y_at(start + i, n),
+                lambda i, n: factors.add(start + i, n),
+                factors.valid,
+            )
+
+        return one_tile
+
+    return over_rows(tile.dot_rows, tile_of)
+
+
+def shifted(x: tuple[Callable[..., Any], ...], start: Any) -> tuple[Callable[..., Any], ...]:
+    """Activations with rows counted from `start`."""
+    return tuple(lambda i, k, part=part: part(start + i, k) for part in x)
+
+
+def activations(codes: Any, scales: Any, offsets: Any, row: Callable[[Any], Any] = lambda i: i) -> tuple[Any, ...]:
+    """The triple of expressions that a product takes, from the buffers of quantized rows; row(i) is where row i is."""
+    return (
+        lambda i, column: word_at(codes, row(i), column),
+        lambda i, group: scales[row(i), group],
+        lambda i, group: offsets[row(i), group],
+    )
+
+
+def unpacker(layout: PackedLayout) -> Callable[..., Any]:
+    """Statement `unpack(panel, data, scale, block, g)`: a group of a block as float32, panel[column, row]."""
+    bits, zero, rows = layout.base.bits, layout.base.zero, layout.rows
+
+    @T.inline
+    def unpack(panel, data, scale, block, g):
+        for w in T.serial(layout.words):
+            for c in T.unroll(32 // bits):
+                for r in T.vectorized(rows):
+                    # 4 bits: byte c // 2, and odd c are the high nibbles, half a group on.
+                    panel[
+                        w * 4 + (c // 2 + c % 2 * (GROUP // 2) if bits == 4 else c),
+                        r,
+                    ] = (
+                        T.Cast(
+                            "float32",
+                            T.Cast(
+                                "int32",
+                                T.bitwise_and(
+                                    T.shift_right(data[block, g, w, r], T.Cast("uint32", c * bits)),
+                                    T.uint32(2**bits - 1),
+                                ),
+                            ),
+                        )
+                        - T.float32(zero)
+                    ) * T.Cast("float32", scale[block, g, r])
+
+    return unpack
+
+
+def row_quantizer(layout: PackedLayout, tile: CpuTile, width: int) -> Callable[..., Any]:
+    """Statement `quantize(x, row, codes, scales, offsets)`: a whole row of `width` values x(k), zeros behind them."""
+    groups = layout.base.groups(width)
+    quantize = quantizer(tile.lanes, unit_of(layout, tile).zero_left)
+
+    @T.inline
+    def quantize_row(x, row, codes, scales, offsets):
+        for g in T.serial(width // GROUP):
+            quantize(
+                lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g)
+            )
+        if width % GROUP > 0:
+            rest = T.alloc_buffer((GROUP,), "float32", scope="global")
+            for k in T.serial(GROUP):
+                rest[k] = T.if_then_else(k < width % GROUP, x(T.min(width // GROUP * GROUP + k, width - 1)), 0.0)
+            quantize(
+                lambda k: rest[k],
+                codes,
+                lambda k: (row, (groups - 1) * GROUP + k),
+                scales,
+                offsets,
+                (row, groups - 1),
+            )
+
+    return quantize_row
