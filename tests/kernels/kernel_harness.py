@@ -15,7 +15,6 @@ from mlc_dsv3.runtime.aligned import aligned_zeros
 from relax_model.kernels import registry
 from relax_model.layout import Layout, PackedLayout
 
-
 TILE = build_options(resolve_target("cpu"), "q0f32").tile
 
 

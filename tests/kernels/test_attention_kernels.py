@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden.reference import in_eight_bits
 from kernel_harness import TILE, error, meaning, quantized, run, stored
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns
@@ -121,15 +122,6 @@ class World:
     def queries(self, rows: int) -> np.ndarray:
         """Random queries (rows, heads · (nope + rope))."""
         return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)
-
-
-def in_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Rows rounded as kernels do, in groups of 32 by the largest magnitude."""
-    rows, columns = values.shape
-    groups = np.pad(values.astype(np.float32), ((0, 0), (0, -columns % 32))).reshape(rows, -1, 32)
-    largest = np.abs(groups).max(axis=-1, keepdims=True)
-    codes = np.rint(groups * (np.float32(127) / largest))
-    return (codes.astype(np.float64) * (largest / np.float32(127))).reshape(rows, -1)[:, :columns]
 
 
 @pytest.mark.parametrize("quantization", PACKED)
