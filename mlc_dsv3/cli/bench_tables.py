@@ -111,7 +111,7 @@ def _print_profile(result: dict[str, Any]) -> None:
         for some in ([kernel for kernel in result["profile"] if kernel not in shown], result["profile"])
     ]
     rows += [(name, "", "", *_time(total)) for name, total in zip(("others", "all"), sums, strict=True)]
-    print_table(rows, ("operator", "output", "calls", "ms", "share"))
+    print_table(rows, ("operator", "last output", "calls", "ms", "share"))
 
 
 def _time(kernel: dict[str, Any]) -> tuple[str, str]:
