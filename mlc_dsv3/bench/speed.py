@@ -93,14 +93,17 @@ class SpeedBench:
 
     def profile_prefill(self, depth: int, tokens: int) -> list[KernelTime]:
         """Time of each kernel in a prompt; being watched slows the whole down."""
-        with KernelTimer(self._model.library, runs=1) as timer:
+        with KernelTimer(self._model.library) as timer:
             self.prefill(depth, tokens)
+            timer.end_run()
         return timer.kernels()
 
     def profile_steps(self, depth: int, shape: StepShape) -> list[KernelTime]:
         """Time of each kernel in a step of this shape."""
-        with KernelTimer(self._model.library, runs=_PROFILED_STEPS) as timer:
-            self.steps(depth, _PROFILED_STEPS, [shape])
+        with KernelTimer(self._model.library) as timer:
+            for step in range(_PROFILED_STEPS):
+                self._run(depth + step, shape, want_all=True)
+                timer.end_run()
         return timer.kernels()
 
     def memory(self) -> Memory:

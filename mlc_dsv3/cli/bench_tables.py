@@ -103,7 +103,7 @@ def _print_profile(result: dict[str, Any]) -> None:
     print(f"{_title(result)} in {result['quantization']}, depth {result['depth']}, batch {result['batch']}, by kernel")
     shown = [kernel for kernel in result["profile"] if kernel["share"] >= _LEAST_SHARE]
     rows = [
-        (kernel["operator"], "×".join(map(str, kernel["shape"])), f"{kernel['calls']:g}", *_time(kernel))
+        (kernel["operator"], "×".join(map(str, kernel["shape"])), str(kernel["calls"]), *_time(kernel))
         for kernel in shown
     ]
     sums = [
