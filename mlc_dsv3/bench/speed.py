@@ -78,7 +78,7 @@ class SpeedBench:
         block = self._metadata.prefill_block
         started = time.perf_counter()
         for position, rows in chunks(depth, tokens, block):
-            self._run(position, StepShape(1, rows), expanded=rows == block and position > 0)
+            self._run(position, StepShape(1, rows), expanded=rows == block)
         return time.perf_counter() - started
 
     def steps(self, depth: int, count: int, shapes: Sequence[StepShape]) -> list[list[float]]:

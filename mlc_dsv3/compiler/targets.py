@@ -29,10 +29,18 @@ class CompileTarget:
     tuned: tuple[tuple[str, int], ...]
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
+    layouts: tuple[tuple[str, str], ...]
 
     def default(self, name: str) -> Any:
         """A value of the target's `[defaults]`."""
         return dict(self.defaults)[name]
+
+    def stored_as(self, quantization: str) -> str:
+        """The quantization with the layout that this target reads fastest, or with the one that its name states.
+
+        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`.
+        """
+        return dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
 
     def cache_dtype(self, quantization: str) -> str:
         """The latent cache's dtype for weights of this quantization."""
@@ -72,6 +80,7 @@ def resolve_target(device: str = "auto", target_cpu: str | None = None) -> Compi
         tuned=tuple(level["tuned"].items()),
         defaults=tuple(description["defaults"].items()),
         cache_dtypes=tuple(description["cache_dtype"].items()),
+        layouts=tuple(description["layouts"].items()),
     )
 
 

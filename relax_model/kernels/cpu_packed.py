@@ -93,6 +93,16 @@ def word_at(buffer: Any, row: Any, column: Any) -> Any:
     return T.reinterpret("int32", buffer[row, T.Ramp(column, 1, 4)])
 
 
+@T.inline
+def prefetch(data, block, g, w):
+    """Ask for the cache line of word `w`; it may lie past the end, as prefetching does not fault."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void", "llvm.prefetch", T.address_of(data[block, g, w, 0]), T.int32(0), T.int32(3), T.int32(1)
+        )
+    )
+
+
 def _nibbles(weights: Any, high: int, lanes: int) -> Any:
     return T.bitwise_and(T.shift_right(weights, unsigned(4, lanes)) if high else weights, unsigned(0x0F0F0F0F, lanes))
 
@@ -134,22 +144,11 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
             for g in T.serial(groups):
                 if ahead > 0:
                     for q in T.unroll(lines):
-                        T.evaluate(
-                            T.call_llvm_intrin(
-                                "void",
-                                "llvm.prefetch",
-                                T.address_of(
-                                    data[
-                                        block,
-                                        p * (groups // passes) + (g + ahead) // passes,
-                                        (g + ahead) % passes * lines + q,
-                                        0,
-                                    ]
-                                ),
-                                T.int32(0),
-                                T.int32(3),
-                                T.int32(1),
-                            )
+                        prefetch(
+                            data,
+                            block,
+                            p * (groups // passes) + (g + ahead) // passes,
+                            (g + ahead) % passes * lines + q,
                         )
                 acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
                 for w in T.unroll(words):

@@ -117,7 +117,7 @@ def test_evictable_counts_what_can_go() -> None:
 def test_pages_of_one_form_do_not_serve_for_the_other() -> None:
     books = Books(block=8)
     text = list(range(24))
-    absorbed = books.store(text[:14], prompt_length=14)  # 8 to 14 absorbed
+    absorbed = books.store(text[:14], prompt_length=14)  # 0 to 8 expanded, 8 to 14 absorbed
     assert books.length([*text, 99]) == 8
     expanded = books.store(text, prompt_length=24)  # 8 to 24 expanded
     assert [a == b for a, b in zip(absorbed, expanded, strict=False)] == [True, True, False, False]
@@ -145,8 +145,8 @@ def test_clearing_frees_all_that_no_sequence_holds() -> None:
     assert books.length([*range(10), 99]) == 0
 
 
-@pytest.mark.parametrize(("prompt", "span"), [(8, (0, 0)), (15, (0, 0)), (16, (8, 16)), (23, (8, 16)), (24, (8, 24))])
-def test_whole_blocks_but_the_first_are_expanded(prompt: int, span: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("prompt", "span"), [(7, (0, 0)), (8, (0, 8)), (15, (0, 8)), (16, (0, 16)), (23, (0, 16))])
+def test_whole_blocks_are_expanded(prompt: int, span: tuple[int, int]) -> None:
     forms = AttentionForms(8)
     assert forms.expanded_span(prompt) == span
     assert [forms.is_expanded(position, prompt) for position in range(30)] == [
@@ -154,11 +154,11 @@ def test_whole_blocks_but_the_first_are_expanded(prompt: int, span: tuple[int, i
     ]
 
 
-def test_chunks_stop_at_the_first_expanded_block_and_blocks_stay_whole() -> None:
+def test_blocks_stay_whole_and_what_is_left_of_a_prompt_comes_in_chunks() -> None:
     forms = AttentionForms(8)
     chunks, start = [], 0
     while start < 29:  # a prompt of 26 and 3 tokens of output
         stop, expanded = forms.next_chunk(start, 29, 26, 5)
         chunks.append((start, stop, expanded))
         start = stop
-    assert chunks == [(0, 5, False), (5, 8, False), (8, 16, True), (16, 24, True), (24, 29, False)]
+    assert chunks == [(0, 8, True), (8, 16, True), (16, 24, True), (24, 29, False)]

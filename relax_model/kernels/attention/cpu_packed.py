@@ -12,11 +12,12 @@ from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_packed import GROUP, Factors, block_product, over_rows, word_at
+from relax_model.kernels.cpu_packed import GROUP, Factors, block_product, over_rows, prefetch, word_at
 from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, nothing
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import PackedLayout
 
+_GROUPS_AHEAD = 2
 _ABSORB_ROWS = 3  # rows that share an unpacked weight: 3 × 4 sums and a few more fit in 16 registers
 
 
@@ -51,11 +52,21 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
                 total = T.alloc_buffer((lanes,), "float32", scope="global")
                 for v in T.vectorized(lanes):
                     total[v] = T.float32(0)
-                for n in T.serial(padded):
-                    scaled[i, n] = T.if_then_else(
-                        n < shape.nope,
-                        Q[start + i, h * shape.query_width + T.min(n, shape.nope - 1)]
-                        * T.Cast("float32", scale[h * per_head + n // layout.rows, g, n % layout.rows]),
+                for b in T.serial(blocks):
+                    for v in T.unroll(vectors):
+                        scaled[i, T.Ramp((b * vectors + v) * lanes, 1, lanes)] = T.Cast(
+                            f"float32x{lanes}", scale[h * per_head + b, g, T.Ramp(v * lanes, 1, lanes)]
+                        )
+                for n in T.serial(shape.nope // lanes):
+                    for v in T.vectorized(lanes):
+                        scaled[i, n * lanes + v] = (
+                            scaled[i, n * lanes + v] * Q[start + i, h * shape.query_width + n * lanes + v]
+                        )
+                for n in T.serial(padded - shape.nope // lanes * lanes):
+                    scaled[i, shape.nope // lanes * lanes + n] = T.if_then_else(
+                        n < shape.nope % lanes,
+                        scaled[i, shape.nope // lanes * lanes + n]
+                        * Q[start + i, h * shape.query_width + T.min(shape.nope // lanes * lanes + n, shape.nope - 1)],
                         T.float32(0),
                     )
                 for n in T.serial(padded // lanes):
@@ -68,6 +79,8 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
                     for s in T.unroll(rows * 4):
                         acc[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
                     for b in T.serial(blocks):
+                        # Blocks lie kilobytes apart, which no processor foresees by itself.
+                        prefetch(data, h * per_head + b, g + _GROUPS_AHEAD, w)
                         for v in T.unroll(vectors):
                             for c in T.unroll(4):
                                 for i in T.unroll(rows):
