@@ -144,7 +144,9 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            subject = random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), settings.device)
+            subject = random_subject(
+                fields.get("model_config", fields), name, target.stored_as(quantization), settings.device
+            )
         else:
             subject = model_subject(parsed.model, name, quantization, settings.device)
         results += measure(subject, settings, meter)
