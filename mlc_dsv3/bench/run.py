@@ -118,7 +118,13 @@ class _Depth:
     def timings(self) -> list[Timing]:
         """Prefill, then the steps; the profile comes after, so that being watched slows nothing that counts."""
         found = [self._prefill(), *self._steps()]
-        return [replace(timing, profile=self._profile(timing)) for timing in found] if self.settings.profile else found
+        if not self.settings.profile:
+            return found
+        profiles = [
+            self.ours.call("profile_prefill", self.depth, self.settings.prefill),
+            *self.ours.call("profile_steps", self.depth, self.settings.shapes),
+        ]
+        return [replace(timing, profile=profile) for timing, profile in zip(found, profiles, strict=True)]
 
     def _sides(self, rounds: int) -> Iterator[tuple[int, Remote]]:
         """Rounds of our process and the peer's in alternation, the other one asleep."""
@@ -147,11 +153,6 @@ class _Depth:
         for shape, both in zip(shapes, rounds, strict=True):
             found.append(Timing("verify" if shape.rows > 1 else "decode", self.depth, shape, *both))
         return found
-
-    def _profile(self, timing: Timing) -> Any:
-        if timing.kind == "prefill":
-            return self.ours.call("profile_prefill", self.depth, timing.shape.rows)
-        return self.ours.call("profile_steps", self.depth, timing.shape)
 
 
 def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:

@@ -98,13 +98,15 @@ class SpeedBench:
             timer.end_run()
         return timer.kernels()
 
-    def profile_steps(self, depth: int, shape: StepShape) -> list[KernelTime]:
-        """Time of each kernel in a step of this shape."""
-        with KernelTimer(self._model.library) as timer:
-            for step in range(_PROFILED_STEPS):
-                self._run(depth + step, shape, want_all=True)
-                timer.end_run()
-        return timer.kernels()
+    def profile_steps(self, depth: int, shapes: Sequence[StepShape]) -> list[list[KernelTime]]:
+        """Time of each kernel in a step of each shape; the shapes take turns, so that they can be compared."""
+        timers = [KernelTimer(self._model.library) for _ in shapes]
+        for step in range(_PROFILED_STEPS):
+            for shape, timer in zip(shapes, timers, strict=True):
+                with timer:
+                    self._run(depth + step, shape, want_all=True)
+                    timer.end_run()
+        return [timer.kernels() for timer in timers]
 
     def memory(self) -> Memory:
         """What is held now. The machine gives no memory back between steps, so that after them this is the peak."""

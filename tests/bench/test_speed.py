@@ -48,7 +48,7 @@ def test_filled_caches_hold_finite_latents_everywhere(bench: SpeedBench) -> None
 
 
 def test_the_profile_has_every_kernel_of_a_step(bench: SpeedBench) -> None:
-    kernels = bench.profile_steps(8, StepShape(1, 2))
+    kernels, wider = bench.profile_steps(8, [StepShape(1, 2), StepShape(3, 1)])
     config = bench._model.config
     layers, moe = config.num_hidden_layers, sum(config.moe_layers[: config.num_hidden_layers])
     calls: Counter[str] = Counter()
@@ -59,6 +59,7 @@ def test_the_profile_has_every_kernel_of_a_step(bench: SpeedBench) -> None:
     assert not any(name.startswith(("vm.", "shape_func")) for name in calls)
     assert sum(kernel.share for kernel in kernels) == pytest.approx(1)
     head = (2, config.vocab_size)
+    assert any(kernel.shape == (3, config.vocab_size) for kernel in wider)
     assert any(kernel.shape == head for kernel in kernels), "the head's output tells it from other products"
 
 
