@@ -18,6 +18,7 @@ from mlc_dsv3.bench.speed import Memory, SpeedBench, Startup, StepShape
 from mlc_dsv3.bench.subject import Subject
 from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.progress import progress
+from mlc_dsv3.runtime.prepare import compile_seconds
 
 
 def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
@@ -173,7 +174,7 @@ def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:
 def _startup(subject: Subject, cold: Startup | str, warm: Startup) -> dict[str, Any]:
     is_cold = isinstance(cold, Startup)
     return {
-        "compile_seconds": subject.compile_seconds,
+        "compile_seconds": compile_seconds(subject.library),
         "load_seconds": warm.load_seconds,
         "first_token_seconds": warm.first_token_seconds,
         "cold_load_seconds": cold.load_seconds if is_cold else None,

@@ -64,7 +64,7 @@ def _size(value: int | None) -> str:
 
 
 _STARTUP = {
-    "compilation": lambda result: _seconds(result["compile_seconds"]) or "was cached",
+    "compilation": lambda result: _seconds(result["compile_seconds"]) or "not recorded",
     "load": lambda result: _seconds(result["load_seconds"]),
     "then first token": lambda result: _seconds(result["first_token_seconds"]),
     "load, cold page cache": lambda result: _seconds(result["cold_load_seconds"]),
