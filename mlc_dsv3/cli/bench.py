@@ -86,6 +86,8 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError("--model-config names the model; leave MODEL out")
     if parsed.quality and (parsed.model or parsed.model_config):
         raise UserError("--quality measures the demo model; leave the model out")
+    if parsed.quality and parsed.plot:
+        raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(

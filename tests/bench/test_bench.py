@@ -96,6 +96,7 @@ def test_the_demo_is_measured_where_no_model_is_named(
     results = json.loads(capsys.readouterr().out)
     assert [result["kind"] for result in results] == ["prefill", "decode"]
     assert {result["model"] for result in results} == {"demo"}
+    assert results[0]["compile_seconds"] > 0
     assert not results[0]["random_weights"]
 
 
@@ -126,6 +127,7 @@ def test_versus_compares_every_measurement(config: Path, capsys: pytest.CaptureF
     ("arguments", "text"),
     [
         (["--quality", "some/model"], "--quality measures the demo model"),
+        (["--quality", "--plot", "speed.png"], "leave one of them out"),
         (["--model-config", "config.json"], "--model-config and --random-weights go together"),
         (["--decode", "0"], "--decode is 0"),
         (["--rounds", "0"], "--rounds is 0"),
