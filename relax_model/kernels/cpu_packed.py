@@ -108,10 +108,10 @@ def _nibbles(weights: Any, high: int, lanes: int) -> Any:
 
 
 def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., Any]:
-    """Statement `run(data, scale, block, groups, x, y, y_at, add, valid)`: `rows` rows times one block of 16 weight rows.
+    """Statement `run(data, scale, block, groups, x, y, y_at, add, valid)`: `rows` rows times a block of 16 weight rows.
 
-    `groups` is how many groups a row has. `x` is a triple of expressions (word(i, column), scale(i, group), offset(i, group)); y(i, n) = sum + add(i, n) for
-    the block's rows n < `valid`.
+    `groups` is how many groups a row has. `x` is a triple of expressions (word(i, column), scale(i, group),
+    offset(i, group)); y(i, n) = sum + add(i, n) for the block's rows n < `valid`.
     """
     unit = unit_of(layout, tile)
     lanes = unit.lanes
@@ -142,19 +142,30 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
             for s in T.unroll(sums):
                 total[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
             for g in T.serial(groups):
-                if ahead > 0:
-                    for q in T.unroll(lines):
-                        prefetch(
-                            data,
-                            block,
-                            p * (groups // passes) + (g + ahead) // passes,
-                            (g + ahead) % passes * lines + q,
-                        )
                 acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
                 for w in T.unroll(words):
+                    # LLVM moves no load across a prefetch: between the words, they keep few loads alive at a time.
+                    if ahead > 0 and w % passes == 0:
+                        T.evaluate(
+                            T.call_llvm_intrin(
+                                "void",
+                                "llvm.prefetch",
+                                T.address_of(
+                                    data[
+                                        block,
+                                        p * (groups // passes) + (g + ahead) // passes,
+                                        (g + ahead) % passes * lines + w // passes,
+                                        0,
+                                    ]
+                                ),
+                                T.int32(0),
+                                T.int32(3),
+                                T.int32(1),
+                            )
+                        )
                     for half in T.unroll(halves):
-                        for i in T.unroll(rows):
-                            for v in T.unroll(vectors):
+                        for v in T.unroll(vectors):
+                            for i in T.unroll(rows):
                                 if w + half == 0:
                                     acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
                                         acc,
@@ -332,9 +343,7 @@ def row_quantizer(layout: PackedLayout, tile: CpuTile, width: int) -> Callable[.
     @T.inline
     def quantize_row(x, row, codes, scales, offsets):
         for g in T.serial(width // GROUP):
-            quantize(
-                lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g)
-            )
+            quantize(lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g))
         if width % GROUP > 0:
             rest = T.alloc_buffer((GROUP,), "float32", scope="global")
             for k in T.serial(GROUP):
