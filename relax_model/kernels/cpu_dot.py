@@ -22,6 +22,12 @@ def unsigned(value: int, lanes: int) -> Any:
     return T.Broadcast(T.uint32(value), lanes)
 
 
+def fenced(total: Any, dtype: str, lanes: int) -> Any:
+    """The same bits at no cost, but LLVM leaves a chain of such sums alone: as a tree it takes more registers."""
+    floats = T.reinterpret(f"float32x{lanes}", total)
+    return T.reinterpret(dtype, T.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.arithmetic.fence", floats))
+
+
 @dataclass(frozen=True)
 class DotUnit:
     """`lanes` 32-bit lanes, for codes of `bits` that mean code − `zero`.
@@ -97,9 +103,14 @@ class MaddubsUnit(DotUnit):
         if self.bits == 4:
             return self._pairs(T.reinterpret(bytes_, weights), activations)
         signed = T.reinterpret(bytes_, weights) - T.Broadcast(T.int8(self.zero), 4 * self.lanes)
-        zero = T.Broadcast(T.int8(0), 4 * self.lanes)
-        magnitude = T.Select(signed < zero, zero - signed, signed)
+        # Written as a choice, LLVM would fold the zero's subtraction into it and lose the instruction for it.
+        magnitude = T.call_llvm_pure_intrin(bytes_, "llvm.abs", signed, T.bool(False))
         return self._widen(self._pairs(magnitude, self._with_sign_of(activations, signed)))
+
+    def add(self, total: Any, weights: Any, word: Any) -> Any:
+        """See DotUnit."""
+        dtype, elements = self.sum_type
+        return fenced(total + self.first(weights, word), f"{dtype}x{elements}", self.lanes)
 
     def finish(self, total: Any) -> Any:
         """See DotUnit."""

@@ -142,19 +142,19 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
             for s in T.unroll(sums):
                 total[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
             for g in T.serial(groups):
-                if ahead > 0:
-                    for q in T.unroll(lines):
+                acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
+                for w in T.unroll(words):
+                    # LLVM moves no load across a prefetch: between the words, they keep few loads alive at a time.
+                    if ahead > 0 and w % passes == 0:
                         prefetch(
                             data,
                             block,
                             p * (groups // passes) + (g + ahead) // passes,
-                            (g + ahead) % passes * lines + q,
+                            (g + ahead) % passes * lines + w // passes,
                         )
-                acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
-                for w in T.unroll(words):
                     for half in T.unroll(halves):
-                        for i in T.unroll(rows):
-                            for v in T.unroll(vectors):
+                        for v in T.unroll(vectors):
+                            for i in T.unroll(rows):
                                 if w + half == 0:
                                     acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
                                         acc,

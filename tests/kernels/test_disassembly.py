@@ -1,0 +1,78 @@
+"""The fast instructions are inside the hot loops, and all sums stay in registers there, at every processor level."""
+
+from __future__ import annotations
+
+import pytest
+from assembly import LEVELS, Loop, assembly, innermost_loops, level_tile
+
+from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.cpu_tiles import CpuTile
+from relax_model.layout import layout_of
+
+# The integer product of each level, on the widest registers that the level has, and how many of them a sum of one
+# group of 32 takes.
+DOTS = {
+    "x86-64-avx512vnni": (r"vpdpbusd .*%zmm", 8),
+    "x86-64-avx512": (r"vpmaddubsw .*%zmm", 8),
+    "x86-64-avxvnni": (r"(\{vex\} )?vpdpbusd .*%ymm", 8),
+    "x86-64-avx2": (r"vpmaddubsw .*%ymm", 8),
+    "aarch64-dotprod": (r"sdot v\d+\.4s", 8),
+    "aarch64-neon": (r"m(ul|la) v\d+\.4s", 32),
+}
+FMA = {"x86-64-avx5": r"vfmadd\w+ .*%zmm", "x86-64-avx": r"vfmadd\w+ .*%ymm", "aarch64": r"fmla v\d+\.4s"}
+PACKED = ("q4f16_1+vnni16", "q8f16_1+vnni16")
+# The plain product, and the one with most around its loops, at DeepSeek-V2-Lite's sizes.
+KERNELS = {"quantized_linear": (False,), "expert_gate_up": (64, 1408, 2048, 6)}
+# 128 heads fill the most registers beside the sums.
+ATTENTION = AttentionShape(128, 512, 128, 64, 128, True, 0.1, 16, "float16")
+
+
+def sums_of(tile: CpuTile, rows: int) -> int:
+    """Vectors of sums of a tile of packed weights with that many rows."""
+    block = 16 // tile.dot_lanes
+    return rows * (block if rows <= tile.wide_rows else max(1, block // 2))
+
+
+def dot_loops(level: str, tile: CpuTile, operator: str, quantization: str) -> list[Loop]:
+    """The innermost loops of a kernel that multiply codes."""
+    text = assembly(level, tile, operator, layout_of(quantization), *KERNELS[operator])
+    return [loop for loop in innermost_loops(text) if loop.count(DOTS[level][0])]
+
+
+def fma_of(level: str) -> str:
+    """The level's fused multiply-add on its widest registers."""
+    return next(pattern for start, pattern in FMA.items() if level.startswith(start))
+
+
+@pytest.mark.parametrize(
+    ("operator", "quantization"),
+    [("quantized_linear", PACKED[0]), ("quantized_linear", PACKED[1]), ("expert_gate_up", PACKED[0])],
+)
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_tile_of_codes_runs_on_the_levels_instruction_in_registers(
+    level: str, operator: str, quantization: str
+) -> None:
+    tile = level_tile(level)
+    pattern, products = DOTS[level]
+    loops = dot_loops(level, tile, operator, quantization)
+    # Each tile is one loop over the groups, with all the products of a group.
+    expected = {products * sums_of(tile, rows) for rows in range(1, tile.dot_rows + 1)}
+    assert {loop.count(pattern) for loop in loops} == expected
+    assert [loop.spills for loop in loops if loop.spills] == []
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_attentions_scores_and_values_are_fused_multiply_adds_in_registers(level: str) -> None:
+    tile, layout = level_tile(level), layout_of(PACKED[0])
+    loops = innermost_loops(assembly(level, tile, "absorbed_attention", layout, ATTENTION))
+    counts = [loop.count(fma_of(level)) for loop in loops]
+    # Scores and values, for few rows and for many: four loops with a whole tile of sums.
+    assert counts.count(tile.accumulators) == 4
+    assert [loop.spills for loop, count in zip(loops, counts, strict=True) if count and loop.spills] == []
+
+
+def test_a_tile_wider_than_the_registers_is_seen_to_spill() -> None:
+    level = "x86-64-avx2"
+    assert not any(loop.spills for loop in dot_loops(level, level_tile(level), "quantized_linear", PACKED[0]))
+    too_wide = level_tile(level, dot_rows=4, wide_rows=4)
+    assert any(loop.spills for loop in dot_loops(level, too_wide, "quantized_linear", PACKED[0]))
