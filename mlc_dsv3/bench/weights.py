@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.progress import progress
-from mlc_dsv3.runtime.folders import cache_folder
 from mlc_dsv3.weights import Artifact, artifact_name
 from mlc_dsv3.weights.chat_config import FILE_NAME, artifact_model_config
 from mlc_dsv3.weights.lock import exclusive
