@@ -1,0 +1,48 @@
+"""Two kernels on the same arguments, timed in turns, so that what disturbs the machine disturbs both."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+Kernel = Callable[..., Any]
+_LEAST_SECONDS = 5e-3  # of what is timed at once: below it the clock and the threads' waking up count too much
+_CLEARLY = 0.08  # a difference of this share needs no more rounds
+
+
+def compare(default: Kernel, other: Kernel, lists: list[list[Any]], *, rounds: int, most: int) -> tuple[float, float]:
+    """Median seconds of a call of either: of `rounds` turns, or as many as `most` where the two are close."""
+    repeats = _repeats(default, lists)
+    _pass(other, lists, 1)
+    taken: tuple[list[float], list[float]] = ([], [])
+    while len(taken[0]) < rounds or (len(taken[0]) < most and not _differ(*taken)):
+        for kernel, seconds in zip((default, other), taken, strict=True):
+            seconds.append(_pass(kernel, lists, repeats))
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def measure(kernel: Kernel, lists: list[list[Any]], rounds: int) -> float:
+    """Median seconds of a call."""
+    repeats = _repeats(kernel, lists)
+    return statistics.median(_pass(kernel, lists, repeats) for _ in range(rounds))
+
+
+def _differ(first: list[float], second: list[float]) -> bool:
+    return abs(math.log(statistics.median(first) / statistics.median(second))) > _CLEARLY
+
+
+def _repeats(kernel: Kernel, lists: list[list[Any]]) -> int:
+    """Passes over all arguments that are timed as one; warms up, too."""
+    _pass(kernel, lists, 1)
+    return max(1, math.ceil(_LEAST_SECONDS / (_pass(kernel, lists, 1) * len(lists))))
+
+
+def _pass(kernel: Kernel, lists: list[list[Any]], repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        for arguments in lists:
+            kernel(*arguments)
+    return (time.perf_counter() - started) / (repeats * len(lists))
