@@ -57,6 +57,11 @@ def kernel(operator: str, family: str) -> Callable[[_B], _B]:
     return enter
 
 
+def operators() -> tuple[str, ...]:
+    """All operators that a model may call."""
+    return tuple(_FOLDERS)
+
+
 @cache
 def build(operator: str, family: str, *args: object, **kwargs: object) -> PrimFunc:
     """The kernel of `operator` for `family`; equal arguments give the same function object.
