@@ -86,6 +86,8 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError("--model-config names the model; leave MODEL out")
     if parsed.quality and (parsed.model or parsed.model_config):
         raise UserError("--quality measures the demo model; leave the model out")
+    if parsed.quality and parsed.plot:
+        raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
@@ -144,7 +146,9 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            subject = random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), settings.device)
+            subject = random_subject(
+                fields.get("model_config", fields), name, target.stored_as(quantization), settings.device
+            )
         else:
             subject = model_subject(parsed.model, name, quantization, settings.device)
         results += measure(subject, settings, meter)

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or org/name"
     )
     add_quantization(parser, default="required")
-    parser.add_argument("--device", metavar="NAME", help="store in the layout that this device reads fastest (mlc-llm's own)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="store in the layout that this device reads fastest (mlc-llm's own)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-MLC")
     parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
     add_ignore_config_field(parser)

@@ -6,6 +6,7 @@ What is made is cached under keys that cover everything its bytes depend on, so 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,4 +113,17 @@ def cached_library(config: ModelConfig, quantization: str, name: str, target: Co
         return output, False
     from mlc_dsv3.compiler import compile_model
 
-    return compile_model(config, quantization, target.device, output), True
+    started = time.perf_counter()
+    compile_model(config, quantization, target.device, output)
+    _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
+    return output, True
+
+
+def compile_seconds(library: Path) -> float | None:
+    """What compiling a library of the cache took, in the run that did it."""
+    record = _compile_record(library)
+    return float(record.read_text()) if record.is_file() else None
+
+
+def _compile_record(library: Path) -> Path:
+    return library.with_suffix(".compile-seconds")

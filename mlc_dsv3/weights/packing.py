@@ -37,9 +37,7 @@ def pack_artifact(
     assert isinstance(layout, PackedLayout)
     assert layout.base.name == artifact.quantization
     arrays = artifact.map_parameters()
-    pieces = (
-        piece for parameter in parameters(artifact.model_config) for piece in _pieces(arrays, parameter, layout)
-    )
+    pieces = (piece for parameter in parameters(artifact.model_config) for piece in _pieces(arrays, parameter, layout))
     write_artifact(
         output,
         {**artifact.chat_config, "quantization": quantization},

@@ -122,9 +122,7 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _write_small_files(
-    source: Path, fields: dict[str, Any], placed: Plan, folder: Path, progress: Progress
-) -> None:
+def _write_small_files(source: Path, fields: dict[str, Any], placed: Plan, folder: Path, progress: Progress) -> None:
     with progress("Computing checksums", placed.nbytes) as advance:
         paths = [folder / shard_name(index) for index in range(len(placed.shard_sizes))]
         with ThreadPoolExecutor(_workers()) as pool:

@@ -111,9 +111,7 @@ class MaddubsUnit(DotUnit):
 
     def _widen(self, pairs: Any) -> Any:
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
-        return T.call_llvm_pure_intrin(
-            f"int32x{self.lanes}", name, pairs, T.Broadcast(T.int16(1), 2 * self.lanes)
-        )
+        return T.call_llvm_pure_intrin(f"int32x{self.lanes}", name, pairs, T.Broadcast(T.int16(1), 2 * self.lanes))
 
     def _with_sign_of(self, activations: Any, signed: Any) -> Any:
         if self.lanes == 8:

@@ -332,9 +332,7 @@ def row_quantizer(layout: PackedLayout, tile: CpuTile, width: int) -> Callable[.
     @T.inline
     def quantize_row(x, row, codes, scales, offsets):
         for g in T.serial(width // GROUP):
-            quantize(
-                lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g)
-            )
+            quantize(lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g))
         if width % GROUP > 0:
             rest = T.alloc_buffer((GROUP,), "float32", scope="global")
             for k in T.serial(GROUP):
