@@ -58,7 +58,7 @@ def compile_model(
         module = build_module(config, options, lambda _, call: used.add(call.key))
         tuned.warn_unless_for(used)
         advance(1)
-        metadata = describe(config, quantization, options, target, window, used & set(tuned.tiles))
+        metadata = describe(config, quantization, options, target, window, used & options.tuned.keys())
         module = lower(add_metadata(module, metadata.to_json()))
         advance(1)
         executable = relax.build(module, tvm_target(target), relax_pipeline=None)

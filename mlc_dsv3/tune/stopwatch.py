@@ -14,14 +14,22 @@ _CLEARLY = 0.08  # a difference of this share needs no more rounds
 
 
 def compare(default: Kernel, other: Kernel, lists: list[list[Any]], *, rounds: int, most: int) -> tuple[float, float]:
-    """Median seconds of a call of either: of `rounds` turns, or as many as `most` where the two are close."""
+    """Seconds of a call of either: of `rounds` turns, or as many as `most` where the two are close.
+
+    The default's are the median; the other's are in the median of the rounds' ratios to that, since a machine that
+    slows down for a while slows both sides of a round.
+    """
     repeats = _repeats(default, lists)
     _pass(other, lists, 1)
-    taken: tuple[list[float], list[float]] = ([], [])
-    while len(taken[0]) < rounds or (len(taken[0]) < most and not _differ(*taken)):
-        for kernel, seconds in zip((default, other), taken, strict=True):
-            seconds.append(_pass(kernel, lists, repeats))
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    taken, ratios = [], []
+    while len(taken) < rounds or (len(taken) < most and _close(ratios)):
+        # Each is first in every other round.
+        turns = (default, other) if len(taken) % 2 else (other, default)
+        seconds = {id(kernel): _pass(kernel, lists, repeats) for kernel in turns}
+        taken.append(seconds[id(default)])
+        ratios.append(seconds[id(other)] / seconds[id(default)])
+    median = statistics.median(taken)
+    return median, median * statistics.median(ratios)
 
 
 def measure(kernel: Kernel, lists: list[list[Any]], rounds: int) -> float:
@@ -30,8 +38,8 @@ def measure(kernel: Kernel, lists: list[list[Any]], rounds: int) -> float:
     return statistics.median(_pass(kernel, lists, repeats) for _ in range(rounds))
 
 
-def _differ(first: list[float], second: list[float]) -> bool:
-    return abs(math.log(statistics.median(first) / statistics.median(second))) > _CLEARLY
+def _close(ratios: list[float]) -> bool:
+    return abs(math.log(statistics.median(ratios))) < _CLEARLY
 
 
 def _repeats(kernel: Kernel, lists: list[list[Any]]) -> int:
