@@ -92,7 +92,7 @@ def _blocks(checkpoint: Checkpoint, parameter: Parameter, layout: Layout) -> Ite
 
 
 def spans(rows: int, parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """The spans of `rows` that are stored apart: of the matrices stacked in them, or all where they are one of those."""
+    """The spans of `rows` that are stored apart: the matrices stacked in them, or all where they are one matrix."""
     lengths = itertools.cycle(parts if rows > max(parts, default=rows) else (rows,))
     start = 0
     while start < rows:
