@@ -11,13 +11,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 @contextmanager
-def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
-    """A bar over `total` units of work; yields the function that advances it by some of them."""
+def progress(title: str, total: float) -> Iterator[Callable[..., None]]:
+    """A bar over `total` units of work; yields the function that advances it by some of them.
+
+    `advance(amount, doing)` also shows what is being done behind the title.
+    """
     if not sys.stderr.isatty():
-        yield lambda amount: None
+        yield lambda amount, doing=None: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bars:
         task = bars.add_task(title, total=total)
-        yield lambda amount: bars.advance(task, amount)
+
+        def advance(amount: float, doing: str | None = None) -> None:
+            bars.update(task, advance=amount, description=f"{title}: {doing}" if doing else None)
+
+        yield advance

@@ -59,8 +59,10 @@ def _absorbed(
     graph: Graph, prefix: str, shape: AttentionShape, q: Expr, where: list[Expr], cache: Expr, step: Step
 ) -> Var:
     rows, layout, kv_b = q.ty.shape[0], graph.options.layout, graph.parameter(f"{prefix}.kv_b_proj")
-    columns = query_columns(shape, graph.options.tile)
-    q_latent = graph.call("query_absorb", (layout, shape), [q, step.rope_table, *kv_b], tensor((rows, *columns)))
+    # Queries are made in the groups of heads that attention takes them in.
+    tile = graph.tile_of("absorbed_attention", (layout, shape))
+    queries = tensor((rows, *query_columns(shape, tile)))
+    q_latent = graph.call("query_absorb", (layout, shape), [q, step.rope_table, *kv_b], queries, tile=tile)
     inputs = [q_latent, *where, cache]
     if graph.quantizes:
         # Each head's row of latents has whole groups of codes.

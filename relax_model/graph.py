@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GlobalVar
 from tvm.relax import BlockBuilder, Expr, Var
 
 from relax_model.config import ModelConfig
@@ -27,6 +29,37 @@ class BuildOptions:
     max_rows: int  # rows of one step, at most
     prefill_block: int  # rows of an expanded prefill, at most
     tile: CpuTile  # tuned values of the kernels' register tiles
+    # KernelCall.key → what differs from `tile` there; keys of other models are of no harm.
+    tuned: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """A call that a function makes: the operator, what its kernel is built with, and the types that go in and come out.
+
+    `matrix` is the logical shape of the matrix, where the kernel itself serves every shape.
+    """
+
+    operator: str
+    family: str
+    arguments: tuple[object, ...]
+    matrix: tuple[int, ...] | None
+    inputs: tuple[relax.TensorType, ...]
+    outputs: tuple[relax.TensorType, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of this work for tuning: `expert_down layout=q4f16_1 experts=64 …`."""
+        return kernel_key(self.operator, self.family, self.arguments, self.matrix)
+
+
+def kernel_key(operator: str, family: str, arguments: Sequence[object], matrix: tuple[int, ...] | None = None) -> str:
+    """See `KernelCall.key`."""
+    key = registry.describe(operator, family, *arguments)
+    return key if matrix is None else f"{key} matrix={'x'.join(map(str, matrix))}"
+
+
+Observer = Callable[[KernelCall], None]
 
 
 @dataclass(frozen=True)
@@ -48,8 +81,16 @@ class Activation:
 class Graph:
     """Emits calls to kernels into the function that `builder` is building."""
 
-    def __init__(self, builder: BlockBuilder, config: ModelConfig, options: BuildOptions, packed: Var) -> None:
+    def __init__(
+        self,
+        builder: BlockBuilder,
+        config: ModelConfig,
+        options: BuildOptions,
+        packed: Var,
+        observe: Observer | None = None,
+    ) -> None:
         self.builder, self.config, self.options = builder, config, options
+        self._observe = observe
         self._parameters = {parameter.name: parameter for parameter in parameters(config)}
         self._packed = packed
         self._places = {
@@ -74,19 +115,49 @@ class Graph:
         builder_arguments: Sequence[object],
         inputs: Sequence[Expr],
         out: relax.TensorType | list[relax.TensorType],
+        *,
+        matrix: tuple[int, ...] | None = None,
+        tile: CpuTile | None = None,
     ) -> Var:
-        """Emit a call of the kernel of `operator`, built with `builder_arguments`, and return its output(s)."""
-        func = registry.build(operator, self.options.family, *builder_arguments, tile=self.options.tile)
-        symbol = self.builder.add_func(func, operator)
+        """Emit a call of the kernel of `operator`, built with `builder_arguments`, and return its output(s).
+
+        `matrix` is the shape of the parameter, where `builder_arguments` do not say it; `tile` overrules tuning.
+        """
+        outputs = out if isinstance(out, list) else [out]
+        symbol = self._kernel(operator, builder_arguments, inputs, outputs, matrix, tile)
         return self.builder.emit(relax.call_tir(symbol, list(inputs), out))
 
     def call_inplace(
         self, operator: str, builder_arguments: Sequence[object], inputs: Sequence[Expr], place: int
     ) -> Var:
         """The same for a kernel that writes into its input number `place`; returns that input's new value."""
-        func = registry.build(operator, self.options.family, *builder_arguments, tile=self.options.tile)
-        symbol = self.builder.add_func(func, operator)
+        symbol = self._kernel(operator, builder_arguments, inputs, [], None, None)
         return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), place, inputs[place].ty))
+
+    def tile_of(
+        self, operator: str, builder_arguments: Sequence[object], matrix: tuple[int, ...] | None = None
+    ) -> CpuTile:
+        """The tile that a kernel is built with: the options' own, but for what was tuned."""
+        if not self.options.tuned:
+            return self.options.tile
+        key = kernel_key(operator, self.options.family, builder_arguments, matrix)
+        return replace(self.options.tile, **self.options.tuned.get(key, {}))
+
+    def _kernel(
+        self,
+        operator: str,
+        arguments: Sequence[object],
+        inputs: Sequence[Expr],
+        outputs: Sequence[relax.TensorType],
+        matrix: tuple[int, ...] | None,
+        tile: CpuTile | None,
+    ) -> GlobalVar:
+        tile = tile or self.tile_of(operator, arguments, matrix)
+        family = self.options.family
+        if self._observe:
+            types = tuple(value.ty for value in inputs)
+            self._observe(KernelCall(operator, family, tuple(arguments), matrix, types, tuple(outputs)))
+        return self.builder.add_func(registry.build(operator, family, *arguments, tile=tile), operator)
 
     @property
     def quantizes(self) -> bool:
@@ -101,12 +172,14 @@ class Graph:
         shape: tuple[object, int],
         *,
         keep: bool = False,
+        matrix: tuple[int, ...] | None = None,
     ) -> Activation:
         """Emit an operator that makes rows for a product, of `shape`; with `keep` their float32 values as well."""
         if not self.quantizes:
             values = self.call(operator, builder_arguments, inputs, tensor(shape))
             return Activation((values,), values)
-        outputs = self.call(operator, builder_arguments, inputs, [tensor(shape)] * keep + self.codes(shape))
+        types = [tensor(shape)] * keep + self.codes(shape)
+        outputs = self.call(operator, builder_arguments, inputs, types, matrix=matrix)
         parts = [outputs[index] for index in range(3 + keep)]
         return Activation(tuple(parts[keep:]), parts[0] if keep else None)
 
@@ -139,7 +212,8 @@ class Graph:
         extra = [] if residual is None else [residual]
         inputs, result = [*x.inputs, *self.parameter(name), *extra], tensor((x.rows, out))
         if self.quantizes:
-            return self.call("quantized_linear", (self.options.layout, bool(extra)), inputs, result)
+            arguments = (self.options.layout, bool(extra))
+            return self.call("quantized_linear", arguments, inputs, result, matrix=(out, width))
         return self.call("linear", (self.options.layout, out, width, bool(extra)), inputs, result)
 
     def constant(self, values: np.ndarray) -> Expr:

@@ -9,24 +9,36 @@ The latent caches come in as one tuple of tensors and are appended to in place; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from tvm import IRModule, relax, tirx
 from tvm.relax import BlockBuilder, Expr, Var
 
 from relax_model.attention import attention
 from relax_model.config import ModelConfig
-from relax_model.graph import BuildOptions, Graph, packed_types, tensor
+from relax_model.graph import BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
 from relax_model.moe import mlp, moe
 from relax_model.step import Step
 
 
-def build_module(config: ModelConfig, options: BuildOptions) -> IRModule:
-    """The IRModule of `config`: its exported functions, and the kernels that they call."""
+def build_module(
+    config: ModelConfig, options: BuildOptions, observe: Callable[[str, KernelCall], None] | None = None
+) -> IRModule:
+    """The IRModule of `config`: its exported functions, and the kernels that they call.
+
+    `observe(function, call)` is told of every call of a kernel.
+    """
     builder = BlockBuilder()
-    _export_step(builder, config, options, "step", expanded=False)
-    _export_step(builder, config, options, "prefill", expanded=True)
+
+    def watching(name: str) -> Observer | None:
+        return partial(observe, name) if observe else None
+
+    _export_step(builder, config, options, watching("step"), expanded=False)
+    _export_step(builder, config, options, watching("prefill"), expanded=True)
     if config.num_nextn_predict_layers:
-        _export_draft(builder, config, options)
+        _export_draft(builder, config, options, watching("draft"))
     return builder.finalize()
 
 
@@ -75,11 +87,13 @@ def _step(graph: Graph, arguments: _Arguments, expanded: bool) -> Step:
     return Step(arguments.positions, arguments.sequences, arguments.page_table, table, expanded)
 
 
-def _export_step(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, name: str, expanded: bool) -> None:
+def _export_step(
+    builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None, *, expanded: bool
+) -> None:
     arguments = _Arguments(config, options)
-    with builder.function(name, arguments.step(), attrs=_attributes(options)):
+    with builder.function("prefill" if expanded else "step", arguments.step(), attrs=_attributes(options)):
         with builder.dataflow():
-            graph = Graph(builder, config, options, arguments.packed)
+            graph = Graph(builder, config, options, arguments.packed, observe)
             step = _step(graph, arguments, expanded)
             x = _embed(graph, arguments.tokens)
             for layer in range(config.num_hidden_layers):
@@ -90,14 +104,14 @@ def _export_step(builder: BlockBuilder, config: ModelConfig, options: BuildOptio
         builder.emit_func_output(result)
 
 
-def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOptions) -> None:
+def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None) -> None:
     """The first MTP layer (DeepSeek-V3 report, section 2.2): `hidden` is the main model's, after its final norm,
     or this function's own of the step before."""
     arguments = _Arguments(config, options)
     layer = config.num_hidden_layers
     with builder.function("draft", arguments.draft(), attrs=_attributes(options)):
         with builder.dataflow():
-            graph = Graph(builder, config, options, arguments.packed)
+            graph = Graph(builder, config, options, arguments.packed, observe)
             step = _step(graph, arguments, expanded=False)
             prefix, width = f"model.layers.{layer}", config.hidden_size
             norms = graph.parameter(f"{prefix}.enorm.weight") + graph.parameter(f"{prefix}.hnorm.weight")

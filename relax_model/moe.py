@@ -12,7 +12,8 @@ def mlp(graph: Graph, prefix: str, x: Activation, residual: Expr) -> Var:
     width = graph.shape_of(f"{prefix}.down_proj")[1]
     name, shape = f"{prefix}.gate_up_proj", (x.rows, width)
     if graph.quantizes:
-        h = graph.activation("gate_up", (graph.options.layout,), [*x.inputs, *graph.parameter(name)], shape)
+        inputs, matrix = [*x.inputs, *graph.parameter(name)], graph.shape_of(name)
+        h = graph.activation("gate_up", (graph.options.layout,), inputs, shape, matrix=matrix)
     else:
         h = graph.activation("silu_mul", (width,), [graph.linear(name, x)], shape)
     return graph.linear(f"{prefix}.down_proj", h, residual)

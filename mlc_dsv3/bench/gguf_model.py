@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.progress import progress
-from mlc_dsv3.runtime.folders import cache_folder
 from mlc_dsv3.weights.lock import exclusive
 from relax_model.config import ModelConfig
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.progress import progress
-from mlc_dsv3.runtime.folders import cache_folder
 from mlc_dsv3.weights import Artifact, artifact_name
 from mlc_dsv3.weights.chat_config import artifact_model_config
 from mlc_dsv3.weights.plan import TENSOR_CACHE, plan

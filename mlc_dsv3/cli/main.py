@@ -23,6 +23,7 @@ VERBS = {
     "convert_weight": "quantize a checkpoint's weights into an artifact folder",
     "gen_config": "write an artifact's mlc-chat-config.json and tokenizer files",
     "compile": "compile a model into a native library",
+    "tune": "measure which kernels' tiles are fastest on this machine, for `compile` to use",
     "devices": "say what this machine can compile for and run on, and why not",
     "inspect": "show what an artifact or a library holds",
     "bench": "measure speed beside the memory's limit, and the demo's quality in each quantization",

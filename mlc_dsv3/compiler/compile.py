@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
+from mlc_dsv3.compiler.tuned import find_tuned
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
@@ -49,10 +52,13 @@ def compile_model(
         from mlc_dsv3.compiler.pipeline import add_metadata, lower
         from relax_model.model import build_module
 
-        options = build_options(target, quantization)
-        module = build_module(config, options)
+        tuned = find_tuned(target)
+        options = build_options(target, quantization, tuned.tiles)
+        used: set[str] = set()
+        module = build_module(config, options, lambda _, call: used.add(call.key))
+        tuned.warn_unless_for(used)
         advance(1)
-        metadata = describe(config, quantization, options, target, window)
+        metadata = describe(config, quantization, options, target, window, used & options.tuned.keys())
         module = lower(add_metadata(module, metadata.to_json()))
         advance(1)
         executable = relax.build(module, tvm_target(target), relax_pipeline=None)
@@ -65,8 +71,10 @@ def compile_model(
     return output
 
 
-def build_options(target: CompileTarget, quantization: str) -> BuildOptions:
-    """The model's BuildOptions for a target and a quantization."""
+def build_options(
+    target: CompileTarget, quantization: str, tuned: Mapping[str, Mapping[str, int]] | None = None
+) -> BuildOptions:
+    """The model's BuildOptions for a target and a quantization; `tuned` as `TunedTiles` has it."""
     from relax_model.graph import BuildOptions
     from relax_model.kernels.cpu_tiles import CpuTile
 
@@ -78,6 +86,7 @@ def build_options(target: CompileTarget, quantization: str) -> BuildOptions:
         max_rows=target.default("max_rows"),
         prefill_block=target.default("prefill_block"),
         tile=CpuTile(**dict(target.tuned)),
+        tuned=MappingProxyType({kernel: MappingProxyType(dict(tile)) for kernel, tile in (tuned or {}).items()}),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlc_dsv3._pins import PINS
 from mlc_dsv3.compiler.targets import CompileTarget
+from mlc_dsv3.compiler.tuned import tuned_text
 from relax_model.config import ModelConfig
 
 
@@ -24,6 +25,7 @@ def compiler_version() -> str:
 
 
 def library_key(config: ModelConfig, quantization: str, target: CompileTarget, context_window: int | None) -> str:
-    """SHA-256 (hex) of a library: the model, the quantization, the target with its values, and the compiler."""
-    parts = (config.digest(), quantization, repr(target), str(context_window), compiler_version())
+    """SHA-256 (hex) of a library: the model, the quantization, the target with its values, tuning, and the compiler."""
+    tuned = tuned_text(target, quantization)
+    parts = (config.digest(), quantization, repr(target), tuned, str(context_window), compiler_version())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Metadata:
     num_caches: int
     functions: tuple[str, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
+    tuned: tuple[str, ...] = ()  # kernels with a tile from a tuning record
 
     def to_json(self) -> str:
         """The text that `_metadata()` returns."""
@@ -56,8 +58,8 @@ class Metadata:
                 f"{FORMAT_VERSION}; compile it again"
             )
         fields["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
-        for name in ("features", "functions"):
-            fields[name] = tuple(fields[name])
+        for name in ("features", "functions", "tuned"):
+            fields[name] = tuple(fields.get(name, ()))
         return Metadata(**fields)
 
     def refuse_unless_for(self, config: ModelConfig, quantization: str, library: str) -> None:
@@ -76,9 +78,14 @@ class Metadata:
 
 
 def describe(
-    config: ModelConfig, quantization: str, options: BuildOptions, target: CompileTarget, context_window: int
+    config: ModelConfig,
+    quantization: str,
+    options: BuildOptions,
+    target: CompileTarget,
+    context_window: int,
+    tuned: Collection[str] = (),
 ) -> Metadata:
-    """The metadata of a library about to be compiled for `target`."""
+    """The metadata of a library about to be compiled for `target`; `tuned` are the kernels with a tile of a record."""
     from mlc_dsv3 import __version__
 
     layout = layout_of(quantization)
@@ -102,4 +109,5 @@ def describe(
         num_caches=config.num_cached_layers,
         functions=("step", "prefill", *(("draft",) if config.num_nextn_predict_layers else ())),
         parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),
+        tuned=tuple(sorted(tuned)),
     )

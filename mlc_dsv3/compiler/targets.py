@@ -54,13 +54,13 @@ class CompileTarget:
 @cache
 def device_names() -> tuple[str, ...]:
     """The devices that `build/` describes."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    return tuple(sorted(path.stem for path in build_folder().glob("*.toml")))
 
 
 @cache
 def read_description(device: str) -> dict[str, Any]:
     """A device's TOML file; UserError lists the known devices."""
-    path = _folder() / f"{device}.toml"
+    path = build_folder() / f"{device}.toml"
     if not path.is_file():
         raise UserError(f"device {device!r} is unknown; known: {', '.join(device_names())}")
     return tomllib.loads(path.read_text())
@@ -134,5 +134,6 @@ def features_of(cpuinfo: Iterable[str]) -> frozenset[str]:
     return frozenset(_LINUX_NAMES.get(name, name) for name in names)
 
 
-def _folder() -> Path:
+def build_folder() -> Path:
+    """The folder of what is particular to targets: descriptions, and tuning records."""
     return next(folder for folder in _FOLDERS if (folder / "cpu.toml").is_file())

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlc_dsv3.compiler.fingerprint import library_key
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.folders import cache_folder
+from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.runtime.hub import model_folder, model_name
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, pack_artifact

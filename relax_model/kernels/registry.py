@@ -7,10 +7,13 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from typing import TypeVar
 
 from tvm.tirx import PrimFunc
+
+from relax_model.layout import Layout
 
 Builder = Callable[..., PrimFunc]
 _B = TypeVar("_B", bound=Builder)
@@ -54,20 +57,49 @@ def kernel(operator: str, family: str) -> Callable[[_B], _B]:
     return enter
 
 
+def operators() -> tuple[str, ...]:
+    """All operators that a model may call."""
+    return tuple(_FOLDERS)
+
+
 @cache
 def build(operator: str, family: str, *args: object, **kwargs: object) -> PrimFunc:
     """The kernel of `operator` for `family`; equal arguments give the same function object.
 
     Raises KeyError, listing the families there are, where the operator has no kernel for this one.
     """
+    builder = _builder(operator, family)
+    with _stack_without_source():
+        return builder(*args, **kwargs).with_attr("relax_model.operator", operator)
+
+
+@cache
+def describe(operator: str, family: str, *args: object) -> str:
+    """The operator and what sets its kernels apart, by the builder's names: `expert_down layout=q4f16_1 experts=64 …`.
+
+    Of a shape its whole numbers and words; factors and flags in it do not change a kernel's work.
+    """
+    names = inspect.signature(_builder(operator, family)).parameters
+    return " ".join([operator, *(_phrase(name, value) for name, value in zip(names, args, strict=False))])
+
+
+def _phrase(name: str, value: object) -> str:
+    if isinstance(value, Layout):
+        return f"{name}={value.name}"
+    if not is_dataclass(value):
+        return f"{name}={value}"
+    parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    return " ".join(f"{part}={known}" for part, known in parts.items() if type(known) in (int, str))
+
+
+def _builder(operator: str, family: str) -> Builder:
     folder = f"relax_model.kernels.{_FOLDERS[operator]}"
     if importlib.util.find_spec(f"{folder}.{family}") is not None:
         importlib.import_module(f"{folder}.{family}")
     if (operator, family) not in _BUILDERS:
         known = sorted(name for known_operator, name in _BUILDERS if known_operator == operator)
         raise KeyError(f"operator {operator} has no kernel for {family!r}; loaded families: {', '.join(known)}")
-    with _stack_without_source():
-        return _BUILDERS[operator, family](*args, **kwargs).with_attr("relax_model.operator", operator)
+    return _BUILDERS[operator, family]
 
 
 @contextmanager

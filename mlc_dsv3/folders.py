@@ -12,3 +12,10 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "mlc_dsv3"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlc_dsv3"
+
+
+def data_folder() -> Path:
+    """What is kept for good: tuning records."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "mlc_dsv3"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mlc_dsv3"

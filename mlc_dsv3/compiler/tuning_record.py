@@ -1,0 +1,111 @@
+"""A tuning record: measured tile choices for one processor level, as JSON."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlc_dsv3._pins import PINS
+from mlc_dsv3.compiler.targets import CompileTarget
+from mlc_dsv3.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TunedKernel:
+    """What was found for one kernel (`KernelCall.key`): the fields of its tile that are better than the default.
+
+    `seconds` has the medians of a call by regime ("decode": one row, "prefill": many), default's and choice's.
+    An empty `tile` says that the default was best.
+    """
+
+    kernel: str
+    tile: Mapping[str, int]
+    seconds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast as the default: the geometric mean over the regimes."""
+        product = 1.0
+        for default, tuned in self.seconds.values():
+            product *= default / tuned
+        return product ** (1 / max(1, len(self.seconds)))
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """All that was tuned for a processor level. `processor` and `threads` are for people to read."""
+
+    kernels_version: str
+    device: str
+    level: str
+    processor: str
+    threads: int
+    kernels: tuple[TunedKernel, ...]
+    format_version: int = FORMAT_VERSION
+
+    def joined(self, newer: TuningRecord) -> TuningRecord:
+        """`newer` with what only this one has, if both are of the same version."""
+        if (self.kernels_version, self.device, self.level) != (newer.kernels_version, newer.device, newer.level):
+            return newer
+        kernels = {kernel.kernel: kernel for kernel in (*self.kernels, *newer.kernels)}
+        return TuningRecord(
+            newer.kernels_version,
+            newer.device,
+            newer.level,
+            newer.processor,
+            newer.threads,
+            tuple(kernels[name] for name in sorted(kernels)),
+        )
+
+
+def kernels_version(target: CompileTarget) -> str:
+    """SHA-256 (hex) of what measured times depend on: our kernels but for comments, the default tile, TVM."""
+    import relax_model
+
+    digest = hashlib.sha256(f"{sorted(PINS.items())}{target.tuned}".encode())
+    for source in sorted((Path(relax_model.__file__).parent / "kernels").rglob("*.py")):
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value.value = ""  # a docstring
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def write_record(record: TuningRecord, path: Path) -> None:
+    """Write `record` to `path`, whole or not at all. UserError where that is not possible."""
+    text = json.dumps(asdict(record), indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            (partial := Path(folder) / path.name).write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_record(path: Path) -> TuningRecord:
+    """Read a record. UserError for a file that is none, or is of another format version."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["format_version"] != FORMAT_VERSION:
+            raise UserError(f"has format version {fields['format_version']}, and this program reads {FORMAT_VERSION}")
+        kernels = tuple(_tuned_kernel(each) for each in fields.pop("kernels"))
+        return TuningRecord(**fields, kernels=kernels)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError("is no tuning record") from error
+
+
+def _tuned_kernel(fields: dict[str, Any]) -> TunedKernel:
+    tile = {str(name): int(value) for name, value in fields["tile"].items()}
+    seconds = {str(regime): (float(both[0]), float(both[1])) for regime, both in fields["seconds"].items()}
+    return TunedKernel(str(fields["kernel"]), tile, seconds)

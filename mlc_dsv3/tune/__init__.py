@@ -1,0 +1,1 @@
+"""Measuring on this machine which tiles suit a model's kernels best."""

@@ -1,0 +1,110 @@
+"""What a model's kernels are asked to do: every call that can be tuned, with its sizes in decode and in prefill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from relax_model.kernels.cpu_choices import Choices, choices
+
+if TYPE_CHECKING:
+    from relax_model.config import ModelConfig
+    from relax_model.graph import BuildOptions, KernelCall
+
+DEPTH = 4096  # cached tokens, where the context window has room for them
+_REGIMES = {"step": "decode", "draft": "decode", "prefill": "prefill"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A regime's sizes: symbol → number; and how often a token (or a block of them) makes the call."""
+
+    sizes: dict[str, int]
+    count: int
+
+    @property
+    def rows(self) -> int:
+        """Tokens of a step."""
+        return self.sizes["rows"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One entry of a record: a kernel's work on one shape, by regime."""
+
+    call: KernelCall
+    workloads: dict[str, Workload] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KernelCases:
+    """The cases that one compiled kernel serves, and what may be chosen for it."""
+
+    operator: str
+    family: str
+    arguments: tuple[object, ...]
+    choices: Choices
+    cases: list[Case]
+
+
+def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases]:
+    """All that can be tuned of a model. Prefill is one block, decode one row, both behind `DEPTH` tokens."""
+    from relax_model.model import build_module
+
+    counts: Counter[tuple[str, str]] = Counter()
+    calls: dict[str, KernelCall] = {}
+
+    def note(function: str, call: KernelCall) -> None:
+        if choices(call.operator, options.layout):
+            calls[call.key] = call
+            counts[call.key, _REGIMES[function]] += 1
+
+    build_module(config, options, note)
+    found: dict[tuple[object, ...], KernelCases] = {}
+    for key, call in calls.items():
+        case = Case(call)
+        for regime, sizes in _sizes(config, options).items():
+            if counts[key, regime] and (regime == "decode" or _has_rows(call) or not counts[key, "decode"]):
+                case.workloads[regime] = Workload(sizes, counts[key, regime])
+        kernel = (call.operator, *call.arguments)
+        tunable = choices(call.operator, options.layout)
+        found.setdefault(kernel, KernelCases(call.operator, call.family, call.arguments, tunable, []))
+        found[kernel].cases.append(case)
+    return list(found.values())
+
+
+def _sizes(config: ModelConfig, options: BuildOptions) -> dict[str, dict[str, int]]:
+    found = {}
+    for regime, most in (("decode", 1), ("prefill", options.prefill_block)):
+        rows = min(most, config.max_position_embeddings)
+        depth = min(DEPTH, config.max_position_embeddings - rows)
+        pages = -(-(depth + rows) // options.page_size)
+        found[regime] = {
+            "rows": rows,
+            "wanted": 1,
+            "sequences": 1,
+            "longest": pages,
+            "pages": pages,
+            "depth": depth,
+        }
+    return found
+
+
+def _has_rows(call: KernelCall) -> bool:
+    """Whether the work grows with the rows: the head's does not."""
+    return any("rows" in str(size) for type_ in call.inputs for size in type_.shape)
+
+
+def shape_of(type_: Any, sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape of a TensorType with its symbols replaced."""
+    return tuple(_value(size, sizes) for size in type_.shape)
+
+
+def _value(size: Any, sizes: dict[str, int]) -> int:
+    if hasattr(size, "value"):
+        return int(size.value)
+    if hasattr(size, "name"):
+        return sizes[size.name]
+    assert type(size).__name__ == "Mul", size
+    return _value(size.a, sizes) * _value(size.b, sizes)

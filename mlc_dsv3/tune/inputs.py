@@ -1,0 +1,121 @@
+"""Arguments to run a kernel on: random, and for decode in so many copies that weights come from memory each time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlc_dsv3.runtime.aligned import aligned_zeros
+from mlc_dsv3.tune.cases import Workload, shape_of
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+    from relax_model.graph import KernelCall
+
+_LEAST_COLD = 64 << 20
+_MOST_COPIES = 128
+_BLOCK = 1 << 18  # random values, which are repeated: drawing them takes longer than any kernel
+
+
+def cold_bytes() -> int:
+    """Bytes after which nothing is left in a cache: twice the last level's, and at least 64 MiB."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    largest = max((int(size[:-1]) << 10 for size in sizes if size[:-1].isdigit() and size.endswith("K")), default=0)
+    return max(_LEAST_COLD, 2 * largest)
+
+
+def arguments(func: PrimFunc, call: KernelCall, regime: str, workload: Workload) -> list[list[Any]]:
+    """Lists of a call's tensors, outputs included; a pass over all of them is what is timed.
+
+    A regime with many rows has one list: it is bound by arithmetic. Of experts no more are chosen than come to
+    `cold_bytes`, by proportionally fewer rows.
+    """
+    names = [str(parameter.name).lower() for parameter in func.params]
+    cold = cold_bytes()
+    if "starts" in names:
+        return _routed(names, call, regime, workload, cold)
+    nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _types(call.inputs, workload.sizes))
+    copies = min(_MOST_COPIES, -(-cold // nbytes)) if regime == "decode" else 1
+    return [_tensors(names, call, workload.sizes, {}) for _ in range(copies)]
+
+
+def _routed(names: list[str], call: KernelCall, regime: str, workload: Workload, cold: int) -> list[list[Any]]:
+    """The weights of all experts once, and rows that choose others of them each time."""
+    types = dict(zip(names, _types(call.inputs, workload.sizes), strict=False))
+    experts, top_k = types["starts"][0][0] - 1, types["pairs"][0][1]
+    stored = [name for name in ("data", "scale") if name in types]
+    nbytes = sum(math.prod(types[name][0]) * np.dtype(types[name][1]).itemsize for name in stored) // experts
+    usable = min(experts, max(top_k, -(-cold // nbytes)))
+    shared: dict[str, Any] = {name: _filled(*types[name], limit=usable) for name in stored}
+    rows = workload.rows if regime == "decode" else max(1, workload.rows * usable // experts)
+    sizes = {**workload.sizes, "rows": rows}
+    lists = []
+    for copy in range(-(-usable // top_k) if regime == "decode" else 1):
+        pairs, starts = _routing(rows, top_k, experts, usable, copy * top_k)
+        lists.append(_tensors(names, call, sizes, {**shared, "pairs": pairs, "starts": starts}))
+    return lists
+
+
+def _routing(rows: int, top_k: int, experts: int, usable: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every usable expert in turn: pairs (rows, top-k) by expert, and where each expert's begin."""
+    chosen = (first + np.arange(rows * top_k)) % usable
+    pairs = np.argsort(chosen, kind="stable").astype(np.int32).reshape(rows, top_k)
+    starts = np.searchsorted(np.sort(chosen), np.arange(experts + 1)).astype(np.int32)
+    return pairs, starts
+
+
+def _tensors(names: list[str], call: KernelCall, sizes: dict[str, int], given: dict[str, np.ndarray]) -> list[Any]:
+    import tvm_ffi
+
+    arrays = []
+    for name, (shape, dtype) in zip(names, _types(call.inputs, sizes), strict=False):
+        if name in given:
+            array = given[name]
+        elif name == "positions":
+            array = sizes["depth"] + np.arange(shape[0], dtype=np.int32)
+        elif name == "sequences":
+            array = np.zeros(shape, np.int32)
+        elif name == "pagetable":
+            array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        else:
+            array = _filled(shape, dtype)
+        arrays.append(array if array.ctypes.data % 64 == 0 else _aligned(array))
+    arrays += [aligned_zeros(shape, dtype) for shape, dtype in _types(call.outputs, sizes)]
+    return [tvm_ffi.from_dlpack(array) for array in arrays]
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    copy = aligned_zeros(array.shape, str(array.dtype))
+    copy[...] = array
+    return copy
+
+
+def _types(types: tuple[Any, ...], sizes: dict[str, int]) -> Iterator[tuple[tuple[int, ...], str]]:
+    return ((shape_of(type_, sizes), str(type_.dtype)) for type_ in types)
+
+
+def _filled(shape: tuple[int, ...], dtype: str, limit: int | None = None) -> np.ndarray:
+    """An array of random values, or of zeros that take no memory from its part number `limit` on."""
+    array = aligned_zeros(shape, dtype)
+    flat = array[:limit].reshape(-1)
+    values = _random(dtype, min(_BLOCK, max(1, flat.size)))
+    for start in range(0, flat.size, values.size):
+        part = flat[start : start + values.size]
+        part[...] = values[: part.size]
+    return array
+
+
+def _random(dtype: str, count: int) -> np.ndarray:
+    """Values of moderate size in any storage: codes are any bits, bfloat16 has its bits in uint16."""
+    draw = np.random.default_rng(0)
+    if dtype == "uint32":
+        return draw.integers(0, 2**32, count, np.uint32)
+    if dtype in ("int8", "int32"):
+        return draw.integers(-127, 128, count, dtype)
+    values = 0.1 * draw.standard_normal(count, np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "uint16" else values.astype(dtype)
