@@ -60,9 +60,7 @@ def _absorbed(
 ) -> Var:
     rows, layout, kv_b = q.ty.shape[0], graph.options.layout, graph.parameter(f"{prefix}.kv_b_proj")
     columns = query_columns(shape, graph.options.tile)
-    q_latent = graph.call(
-        "query_absorb", (layout, shape), [q, step.rope_table, *kv_b], tensor((rows, *columns))
-    )
+    q_latent = graph.call("query_absorb", (layout, shape), [q, step.rope_table, *kv_b], tensor((rows, *columns)))
     inputs = [q_latent, *where, cache]
     if graph.quantizes:
         # Each head's row of latents has whole groups of codes.

@@ -19,7 +19,7 @@ def mlp(graph: Graph, prefix: str, x: Activation, residual: Expr) -> Var:
 
 
 def moe(graph: Graph, prefix: str, x: Activation, residual: Expr) -> Var:
-    """residual + shared experts(x) + the chosen experts' outputs, weighted; x (with values), residual (rows, hidden)."""
+    """residual + shared experts(x) + the chosen experts' weighted outputs; x (with values), residual (rows, hidden)."""
     config, router = graph.config, graph.config.router
     assert router is not None
     assert x.values is not None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -12,15 +13,16 @@ from mlc_dsv3.runtime.library import Library
 
 # Calls that the virtual machine itself makes: memory and shapes.
 _NOT_KERNELS = ("vm.", "shape_func")
+_Key = tuple[str, tuple[int, ...]]  # operator and shape
 
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel's part in a step (or a prompt): `shape` is its output's, which tells `linear1` from `linear2`."""
+    """One kernel in a step (or a prompt): `shape` is its last output's, which tells one `linear` from another."""
 
     operator: str
     shape: tuple[int, ...]
-    calls: float
+    calls: int
     milliseconds: float
     share: float
 
@@ -30,13 +32,22 @@ class KernelTime:
         return "expert" in self.operator and "shared" not in self.operator
 
 
-class KernelTimer:
-    """Times every kernel that `library` calls while the context is open; sums are divided by `runs`."""
+@dataclass
+class _Run:
+    seconds: dict[_Key, float] = field(default_factory=lambda: defaultdict(float))
+    calls: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
 
-    def __init__(self, library: Library, runs: int) -> None:
-        self._library, self._runs = library, runs
-        self._seconds: dict[tuple[str, tuple[int, ...]], float] = defaultdict(float)
-        self._calls: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+
+class KernelTimer:
+    """Times every kernel that `library` calls while the context is open, in runs that `end_run` ends.
+
+    Of each kernel's sums over a run the median is told, so that a run that was disturbed does not count.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._runs: list[_Run] = []
+        self._run = _Run()
         self._started = 0.0
 
     def __enter__(self) -> KernelTimer:
@@ -46,29 +57,31 @@ class KernelTimer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._library.instrument(None)
 
+    def end_run(self) -> None:
+        """A step, or a prompt, is through."""
+        self._runs.append(self._run)
+        self._run = _Run()
+
     def _around(self, _: Any, symbol: str, before: bool, __: Any, *arguments: Any) -> int:
         ended = time.perf_counter()
         if not symbol.startswith(_NOT_KERNELS):
             if not before:
                 key = (str(symbol), _output_shape(arguments))
-                self._seconds[key] += ended - self._started
-                self._calls[key] += 1
+                self._run.seconds[key] += ended - self._started
+                self._run.calls[key] += 1
             self._started = time.perf_counter()
         return 0
 
     def kernels(self) -> list[KernelTime]:
         """What was timed, the longest first."""
-        total = sum(self._seconds.values())
-        found = [
-            KernelTime(
-                symbol, shape, self._calls[symbol, shape] / self._runs, seconds / self._runs * 1e3, seconds / total
-            )
-            for (symbol, shape), seconds in self._seconds.items()
-        ]
+        calls = self._runs[0].calls
+        seconds = {key: statistics.median(run.seconds[key] for run in self._runs) for key in calls}
+        total = sum(seconds.values())
+        found = [KernelTime(*key, calls[key], taken * 1e3, taken / total) for key, taken in seconds.items()]
         return sorted(found, key=lambda kernel: -kernel.milliseconds)
 
 
 def _output_shape(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """A kernel writes into its last tensor."""
+    """A kernel's outputs are its last tensors."""
     shapes = [argument.shape for argument in arguments if hasattr(argument, "shape")]
     return tuple(map(int, shapes[-1])) if shapes else ()

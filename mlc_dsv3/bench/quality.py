@@ -35,6 +35,11 @@ class Quality:
     speed: list[dict[str, object]] = field(default_factory=list)
 
 
+def as_named(quantization: str) -> str:
+    """What asks for exactly this quantization, and for no other layout in the place of mlc-llm's."""
+    return quantization if "+" in quantization else f"{quantization}+mlc"
+
+
 def measure_quality(quantizations: Sequence[str], count: int) -> list[Quality]:
     """Ask the demo `count` held-out questions in each quantization, the same ones; q0f32 is the reference."""
     questions = held_out_questions(count)
@@ -42,9 +47,10 @@ def measure_quality(quantizations: Sequence[str], count: int) -> list[Quality]:
     reference: list[np.ndarray] = []
     results = []
     for quantization in [_REFERENCE, *(name for name in quantizations if name != _REFERENCE)]:
-        LLM(quantization=quantization).close()  # converts and compiles, which is not loading
+        exactly = as_named(quantization)
+        LLM(quantization=exactly).close()  # converts and compiles, which is not loading
         started = time.perf_counter()
-        with LLM(quantization=quantization) as model:
+        with LLM(quantization=exactly) as model:
             load_seconds = time.perf_counter() - started
             accuracy, by_kind = _ask(model, questions)
             if not prompts:

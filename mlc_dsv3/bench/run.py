@@ -18,6 +18,7 @@ from mlc_dsv3.bench.speed import Memory, SpeedBench, Startup, StepShape
 from mlc_dsv3.bench.subject import Subject
 from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.progress import progress
+from mlc_dsv3.runtime.prepare import compile_seconds
 
 
 def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
@@ -118,7 +119,13 @@ class _Depth:
     def timings(self) -> list[Timing]:
         """Prefill, then the steps; the profile comes after, so that being watched slows nothing that counts."""
         found = [self._prefill(), *self._steps()]
-        return [replace(timing, profile=self._profile(timing)) for timing in found] if self.settings.profile else found
+        if not self.settings.profile:
+            return found
+        profiles = [
+            self.ours.call("profile_prefill", self.depth, self.settings.prefill),
+            *self.ours.call("profile_steps", self.depth, self.settings.shapes),
+        ]
+        return [replace(timing, profile=profile) for timing, profile in zip(found, profiles, strict=True)]
 
     def _sides(self, rounds: int) -> Iterator[tuple[int, Remote]]:
         """Rounds of our process and the peer's in alternation, the other one asleep."""
@@ -148,11 +155,6 @@ class _Depth:
             found.append(Timing("verify" if shape.rows > 1 else "decode", self.depth, shape, *both))
         return found
 
-    def _profile(self, timing: Timing) -> Any:
-        if timing.kind == "prefill":
-            return self.ours.call("profile_prefill", self.depth, timing.shape.rows)
-        return self.ours.call("profile_steps", self.depth, timing.shape)
-
 
 def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:
     target = resolve_target(settings.device)
@@ -172,7 +174,7 @@ def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:
 def _startup(subject: Subject, cold: Startup | str, warm: Startup) -> dict[str, Any]:
     is_cold = isinstance(cold, Startup)
     return {
-        "compile_seconds": subject.compile_seconds,
+        "compile_seconds": compile_seconds(subject.library),
         "load_seconds": warm.load_seconds,
         "first_token_seconds": warm.first_token_seconds,
         "cold_load_seconds": cold.load_seconds if is_cold else None,

@@ -93,15 +93,20 @@ class SpeedBench:
 
     def profile_prefill(self, depth: int, tokens: int) -> list[KernelTime]:
         """Time of each kernel in a prompt; being watched slows the whole down."""
-        with KernelTimer(self._model.library, runs=1) as timer:
+        with KernelTimer(self._model.library) as timer:
             self.prefill(depth, tokens)
+            timer.end_run()
         return timer.kernels()
 
-    def profile_steps(self, depth: int, shape: StepShape) -> list[KernelTime]:
-        """Time of each kernel in a step of this shape."""
-        with KernelTimer(self._model.library, runs=_PROFILED_STEPS) as timer:
-            self.steps(depth, _PROFILED_STEPS, [shape])
-        return timer.kernels()
+    def profile_steps(self, depth: int, shapes: Sequence[StepShape]) -> list[list[KernelTime]]:
+        """Time of each kernel in a step of each shape; the shapes take turns, so that they can be compared."""
+        timers = [KernelTimer(self._model.library) for _ in shapes]
+        for step in range(_PROFILED_STEPS):
+            for shape, timer in zip(shapes, timers, strict=True):
+                with timer:
+                    self._run(depth + step, shape, want_all=True)
+                    timer.end_run()
+        return [timer.kernels() for timer in timers]
 
     def memory(self) -> Memory:
         """What is held now. The machine gives no memory back between steps, so that after them this is the peak."""

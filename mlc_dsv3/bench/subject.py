@@ -1,8 +1,7 @@
-"""What is measured: an artifact with its library, made ready here; and how long compiling took."""
+"""What is measured: an artifact with its library, made ready here."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from mlc_dsv3.weights import Artifact
 
 @dataclass(frozen=True)
 class Subject:
-    """A model ready to be loaded. `compile_seconds` is of the run that compiled the library; None: not by `bench`."""
+    """A model ready to be loaded."""
 
     name: str
     artifact: Artifact
     library: Path
-    compile_seconds: float | None
     random_weights: bool
 
     @property
@@ -31,23 +29,12 @@ class Subject:
 
 def model_subject(model: str | None, name: str, quantization: str | None, device: str) -> Subject:
     """A checkpoint, an artifact or a Hub name (None: the demo), converted and compiled where that is missing."""
-    artifact = prepare(model, quantization, device, None).artifact
-    library, seconds = _library(artifact, name, device)
-    return Subject(name, artifact, library, seconds, random_weights=False)
+    prepared = prepare(model, quantization, device, None)
+    return Subject(name, prepared.artifact, prepared.library, random_weights=False)
 
 
 def random_subject(fields: dict[str, Any], name: str, quantization: str, device: str) -> Subject:
     """Random weights for the config.json `fields`."""
     artifact = random_artifact(fields, name, quantization)
-    library, seconds = _library(artifact, name, device)
-    return Subject(name, artifact, library, seconds, random_weights=True)
-
-
-def _library(artifact: Artifact, name: str, device: str) -> tuple[Path, float | None]:
-    """The library, and what its compilation took: kept beside it, for the runs that find it compiled."""
-    started = time.perf_counter()
-    path, was_compiled = cached_library(artifact.model_config, artifact.quantization, name, resolve_target(device))
-    record = path.with_suffix(".compile-seconds")
-    if was_compiled:
-        record.write_text(f"{time.perf_counter() - started:.3f}")
-    return path, float(record.read_text()) if record.is_file() else None
+    library, _ = cached_library(artifact.model_config, artifact.quantization, name, resolve_target(device))
+    return Subject(name, artifact, library, random_weights=True)

@@ -8,29 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.folders import cache_folder
 from mlc_dsv3.weights import Artifact, artifact_name
-from mlc_dsv3.weights.chat_config import FILE_NAME, artifact_model_config
-from mlc_dsv3.weights.lock import exclusive
-from mlc_dsv3.weights.plan import TENSOR_CACHE, Plan, Record, plan, shard_name
-from relax_model.config import parse_config
-from relax_model.layout import layout_of
-from relax_model.parameters import Parameter, parameters
+from mlc_dsv3.weights.chat_config import artifact_model_config
+from mlc_dsv3.weights.plan import TENSOR_CACHE, plan
+from mlc_dsv3.weights.writer import Piece, write_artifact
+from relax_model.config import ModelConfig, parse_config
+from relax_model.layout import BufferSpec, layout_of
+from relax_model.parameters import parameters
 
 # Raised when other values are written for the same configuration.
-_VERSION = 1
-_BLOCK_BYTES = 4 << 20
+_VERSION = 2
+_PIECE_BYTES = 32 << 20
+_BLOCK_VALUES = 1 << 20
 
 
 def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Artifact:
@@ -47,66 +45,35 @@ def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Art
     folder = cache_folder() / "bench" / "weights" / hashlib.sha256(contents.encode()).hexdigest()[:20]
     output = folder / artifact_name(name, quantization)
     if not (output / TENSOR_CACHE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < placed.nbytes:
-            raise UserError(f"random weights need {placed.nbytes} bytes in {folder}, and its disk has {free} free")
-        with exclusive(folder / ".lock"):
-            partial = folder / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                partial.mkdir()
-                checksums = _write_shards(placed, {p.name: p for p in parameters(config)}, quantization, partial)
-                chat_config = {"model_type": config.model_type, "quantization": quantization, "model_config": fields}
-                (partial / FILE_NAME).write_text(json.dumps(chat_config, indent=2))
-                (partial / TENSOR_CACHE).write_text(json.dumps(placed.tensor_cache(checksums)))
-                shutil.rmtree(output, ignore_errors=True)
-                os.replace(partial, output)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        write_artifact(
+            output,
+            {"model_type": config.model_type, "quantization": quantization, "model_config": fields},
+            placed,
+            _pieces(config, quantization),
+            small_files=output,
+            title="Writing random weights",
+            progress=progress,
+        )
     return Artifact.open(output)
 
 
-def _write_shards(placed: Plan, known: dict[str, Parameter], quantization: str, folder: Path) -> list[str]:
-    """Write every shard and return their md5 sums."""
-    random, checksums = np.random.default_rng(0), []
-    with progress("Writing random weights", placed.nbytes) as advance:
-        for shard in range(len(placed.shard_sizes)):
-            digest = hashlib.md5(usedforsecurity=False)
-            with (folder / shard_name(shard)).open("xb") as file:
-                for record in placed.records.values():
-                    if record.shard == shard:
-                        pieces = _pieces(random, record, known, quantization, file.tell())
-                        _write(pieces, file.write, digest.update, advance)
-                file.flush()
-                # Pages that are not yet on the disk cannot be dropped from the page cache for a cold start.
-                os.fsync(file.fileno())
-            checksums.append(digest.hexdigest())
-    return checksums
+def _pieces(config: ModelConfig, quantization: str) -> Iterator[Piece]:
+    seed = 0
+    for parameter in parameters(config):
+        for name, spec in parameter.buffers(layout_of(quantization)).items():
+            rows = spec.shape[0]
+            step = max(1, _PIECE_BYTES * rows // spec.nbytes)
+            for start in range(0, rows, step):
+                part = BufferSpec((min(step, rows - start), *spec.shape[1:]), spec.dtype)
+                yield Piece(start, partial(_make, name, part, parameter.shape[-1], quantization, seed))
+                seed += 1
 
 
-def _write(pieces: Iterator[bytes], *sinks: Callable[[bytes], Any]) -> None:
-    *receivers, advance = sinks
-    for piece in pieces:
-        for receive in receivers:
-            receive(piece)
-        advance(len(piece))
-
-
-def _pieces(
-    random: np.random.Generator, record: Record, known: dict[str, Parameter], quantization: str, position: int
-) -> Iterator[bytes]:
-    """The record's bytes from the file's `position`, its padding first.
-
-    A large array repeats one random block: what counts is that every byte is really there and really read.
-    """
-    yield bytes(record.offset - position)
-    parameter = known.get(record.name) or known[record.name.rpartition(".")[0]]
-    itemsize = record.spec.nbytes // math.prod(record.spec.shape)
-    count = min(math.prod(record.spec.shape), _BLOCK_BYTES // itemsize)
-    block = random_values(random, record.name, record.spec.dtype, count, parameter.shape[-1], quantization).tobytes()
-    for start in range(0, record.spec.nbytes, len(block)):
-        yield block[: record.spec.nbytes - start]
+def _make(name: str, spec: BufferSpec, width: int, quantization: str, seed: int) -> dict[str, np.ndarray]:
+    """A piece of an array. A large one repeats a random block: every byte is really there and really read."""
+    count = min(math.prod(spec.shape), _BLOCK_VALUES)
+    block = random_values(np.random.default_rng(seed), name, spec.dtype, count, width, quantization)
+    return {name: np.resize(block, spec.shape)}
 
 
 def random_values(

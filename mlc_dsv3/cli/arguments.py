@@ -33,14 +33,21 @@ def add_quantization(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument("--quantization", metavar="NAME", help=f"q4f16_1, q8f16_1, q0f16, q0f32, … ({default})")
 
 
-def required_quantization(name: str | None) -> str:
-    """`name`, checked. Raises an error that lists the known ones where it is missing or unknown."""
+def required_quantization(name: str | None, device: str | None = None) -> str:
+    """`name`, checked, with the layout that it states or that `device` reads fastest (None: mlc-llm's).
+
+    Raises an error that lists the known ones where it is missing or unknown.
+    """
     from relax_model.layout import QUANTIZATIONS, layout_of
 
     if name is None:
         raise UserError(f"--quantization is required; known: {', '.join(QUANTIZATIONS)}")
-    layout_of(name)
-    return name
+    if device is not None:
+        from mlc_dsv3.compiler.targets import resolve_target
+
+        name = resolve_target(device).stored_as(name)
+    layout_of(name.removesuffix("+mlc"))
+    return name.removesuffix("+mlc")
 
 
 def add_ignore_config_field(parser: argparse.ArgumentParser) -> None:

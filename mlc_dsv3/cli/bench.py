@@ -86,6 +86,8 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError("--model-config names the model; leave MODEL out")
     if parsed.quality and (parsed.model or parsed.model_config):
         raise UserError("--quality measures the demo model; leave the model out")
+    if parsed.quality and parsed.plot:
+        raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
@@ -126,8 +128,9 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
 
     source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), ())
     name = source.name if parsed.model or parsed.model_config else "demo"
-    chosen = quantizations or [source.quantization or resolve_target(settings.device).default("quantization")]
-    for quantization in chosen:
+    target = resolve_target(settings.device)
+    chosen = quantizations or [source.quantization or target.default("quantization")]
+    for quantization in map(target.stored_as, chosen):
         layout_of(quantization)
         settings.refuse_unless_it_fits(source.config, quantization, source.config.max_position_embeddings)
         if settings.versus:
@@ -143,7 +146,9 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            subject = random_subject(fields.get("model_config", fields), name, quantization, settings.device)
+            subject = random_subject(
+                fields.get("model_config", fields), name, target.stored_as(quantization), settings.device
+            )
         else:
             subject = model_subject(parsed.model, name, quantization, settings.device)
         results += measure(subject, settings, meter)
@@ -151,14 +156,14 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
 
 
 def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
-    from mlc_dsv3.bench.quality import measure_quality
+    from mlc_dsv3.bench.quality import as_named, measure_quality
     from relax_model.layout import QUANTIZATIONS, layout_of
 
     for name in quantizations:
         layout_of(name)
     found = measure_quality(quantizations or list(QUANTIZATIONS), parsed.questions)
     for quality in found:
-        quality.speed = _speed(parsed, [quality.quantization], replace(settings, verify=(), batches=(1,)))
+        quality.speed = _speed(parsed, [as_named(quality.quantization)], replace(settings, verify=(), batches=(1,)))
     if parsed.json:
         print_json([asdict(quality) for quality in found])
         return

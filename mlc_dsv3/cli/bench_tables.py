@@ -64,7 +64,7 @@ def _size(value: int | None) -> str:
 
 
 _STARTUP = {
-    "compilation": lambda result: _seconds(result["compile_seconds"]) or "was cached",
+    "compilation": lambda result: _seconds(result["compile_seconds"]) or "not recorded",
     "load": lambda result: _seconds(result["load_seconds"]),
     "then first token": lambda result: _seconds(result["first_token_seconds"]),
     "load, cold page cache": lambda result: _seconds(result["cold_load_seconds"]),
@@ -103,7 +103,7 @@ def _print_profile(result: dict[str, Any]) -> None:
     print(f"{_title(result)} in {result['quantization']}, depth {result['depth']}, batch {result['batch']}, by kernel")
     shown = [kernel for kernel in result["profile"] if kernel["share"] >= _LEAST_SHARE]
     rows = [
-        (kernel["operator"], "×".join(map(str, kernel["shape"])), f"{kernel['calls']:g}", *_time(kernel))
+        (kernel["operator"], "×".join(map(str, kernel["shape"])), str(kernel["calls"]), *_time(kernel))
         for kernel in shown
     ]
     sums = [
@@ -111,7 +111,7 @@ def _print_profile(result: dict[str, Any]) -> None:
         for some in ([kernel for kernel in result["profile"] if kernel not in shown], result["profile"])
     ]
     rows += [(name, "", "", *_time(total)) for name, total in zip(("others", "all"), sums, strict=True)]
-    print_table(rows, ("operator", "output", "calls", "ms", "share"))
+    print_table(rows, ("operator", "last output", "calls", "ms", "share"))
 
 
 def _time(kernel: dict[str, Any]) -> tuple[str, str]:

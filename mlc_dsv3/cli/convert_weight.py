@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or org/name"
     )
     add_quantization(parser, default="required")
+    parser.add_argument(
+        "--device", metavar="NAME", help="store in the layout that this device reads fastest (mlc-llm's own)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-MLC")
     parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
     add_ignore_config_field(parser)
@@ -25,7 +28,7 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.runtime.hub import model_folder, model_name
     from mlc_dsv3.weights import Checkpoint, artifact_name, convert
 
-    quantization = required_quantization(parsed.quantization)
+    quantization = required_quantization(parsed.quantization, parsed.device)
     folder = model_folder(parsed.checkpoint)
     checkpoint = Checkpoint.open(folder, ignore=parsed.ignore_config_field)
     output = parsed.output or Path(artifact_name(model_name(parsed.checkpoint), quantization))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from mlc_dsv3.errors import UserError
 
 # A wheel carries the folder inside the package; a source checkout has it beside.
 _FOLDERS = (Path(__file__).parents[1] / "build", Path(__file__).parents[2] / "build")
+# What Linux calls otherwise than LLVM.
+_LINUX_NAMES = {"avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni", "asimd": "neon", "asimddp": "dotprod"}
 _ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
@@ -29,10 +32,18 @@ class CompileTarget:
     tuned: tuple[tuple[str, int], ...]
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
+    layouts: tuple[tuple[str, str], ...]
 
     def default(self, name: str) -> Any:
         """A value of the target's `[defaults]`."""
         return dict(self.defaults)[name]
+
+    def stored_as(self, quantization: str) -> str:
+        """The quantization with the layout that this target reads fastest, or with the one that its name states.
+
+        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`.
+        """
+        return dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
 
     def cache_dtype(self, quantization: str) -> str:
         """The latent cache's dtype for weights of this quantization."""
@@ -72,6 +83,7 @@ def resolve_target(device: str = "auto", target_cpu: str | None = None) -> Compi
         tuned=tuple(level["tuned"].items()),
         defaults=tuple(description["defaults"].items()),
         cache_dtypes=tuple(description["cache_dtype"].items()),
+        layouts=tuple(description["layouts"].items()),
     )
 
 
@@ -105,8 +117,6 @@ def host_arch() -> str:
 @cache
 def host_features() -> frozenset[str]:
     """The processor's features by LLVM's names, as the operating system lists them."""
-    if host_arch() == "aarch64":
-        return frozenset({"neon"})
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -115,8 +125,13 @@ def host_features() -> frozenset[str]:
         cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
         features = tvm.get_global_func("target.llvm_get_cpu_features")
         return frozenset(map(str, features(tvm.target.Target({"kind": "llvm", "mcpu": cpu}))))
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(flags)
+    return features_of(lines)
+
+
+def features_of(cpuinfo: Iterable[str]) -> frozenset[str]:
+    """LLVM's names of the features that the first processor in Linux's /proc/cpuinfo lists."""
+    names = next((line.partition(":")[2].split() for line in cpuinfo if line.startswith(("flags", "Features"))), [])
+    return frozenset(_LINUX_NAMES.get(name, name) for name in names)
 
 
 def _folder() -> Path:

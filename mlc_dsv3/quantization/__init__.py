@@ -1,6 +1,7 @@
 """How weights are stored: one file a scheme, entered in `registry` by the type of its layout."""
 
 from mlc_dsv3.quantization import float, group, packed  # noqa: F401  (entering themselves in the registry)
+from mlc_dsv3.quantization.packed import pack
 from mlc_dsv3.quantization.registry import ValueRangeError, dequantize, quantize
 
-__all__ = ["ValueRangeError", "dequantize", "quantize"]
+__all__ = ["ValueRangeError", "dequantize", "pack", "quantize"]

@@ -1,4 +1,4 @@
-"""`q4f16_1+vnni16` and `q8f16_1+vnni16`: a group format's own values, 16 rows interleaved as `PackedLayout` draws it."""
+"""`q4f16_1+vnni16` and `q8f16_1+vnni16`: a group format's own values, with 16 rows interleaved (see `PackedLayout`)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ What is made is cached under keys that cover everything its bytes depend on, so 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,13 @@ from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.folders import cache_folder
 from mlc_dsv3.runtime.hub import model_folder, model_name
-from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, checkpoint_identity, convert
+from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, pack_artifact
 from mlc_dsv3.weights.chat_config import FILE_NAME
+from mlc_dsv3.weights.identity import artifact_identity, checkpoint_identity
+from mlc_dsv3.weights.plan import TENSOR_CACHE
 from relax_model.config import ModelConfig
+from relax_model.layout import PackedLayout, layout_of
 
 
 @dataclass(frozen=True)
@@ -48,28 +53,52 @@ def prepare(
         folder, name = checkpoint_path(), "demo"
     else:
         folder, name = model_folder(model), model_name(model)
-    artifact = _artifact(folder, name, quantization, target, ignore_config_fields)
+    stored = _of_library(model_lib, quantization, target) if model_lib is not None else None
+    if (folder / FILE_NAME).is_file():
+        artifact = Artifact.open(folder)
+        artifact = _packed(artifact, name, stored or target.stored_as(quantization or artifact.quantization))
+    else:
+        stored = stored or target.stored_as(quantization or target.default("quantization"))
+        artifact = _converted(Checkpoint.open(folder, ignore=ignore_config_fields), name, stored, ignore_config_fields)
     library = Path(model_lib) if model_lib is not None else _library(artifact, name, target)
     return Prepared(artifact, library, target.device)
 
 
-def _artifact(
-    folder: Path, name: str, quantization: str | None, target: CompileTarget, ignore: Collection[str]
-) -> Artifact:
-    if (folder / FILE_NAME).is_file():
-        artifact = Artifact.open(folder)
-        if quantization not in (None, artifact.quantization):
-            raise UserError(
-                f"{folder} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
-            )
-        return artifact
-    checkpoint = Checkpoint.open(folder, ignore=ignore)
-    quantization = quantization or target.default("quantization")
-    key = hashlib.sha256(f"{checkpoint_identity(folder)}\n{sorted(ignore)}\n{quantization}".encode()).hexdigest()
-    output = cache_folder() / "weights" / key[:20] / artifact_name(name, quantization)
-    if not (output / "tensor-cache.json").is_file():
+def _of_library(library: str | Path, quantization: str | None, target: CompileTarget) -> str:
+    """The quantization that a library reads, layout included; UserError where another one was asked for."""
+    read = Library(Path(library)).metadata.quantization
+    if quantization is not None and read not in (quantization, target.stored_as(quantization)):
+        raise UserError(f"library {library} reads {read}, not {quantization}; leave --quantization out")
+    return read
+
+
+def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Collection[str]) -> Artifact:
+    """The artifact of a checkpoint, converted into the cache once."""
+    identity = checkpoint_identity(checkpoint.path)
+    output = _cached_artifact(f"{identity}\n{sorted(ignore)}\n{quantization}", name, quantization)
+    if not (output / TENSOR_CACHE).is_file():
         convert(checkpoint, quantization, output)
     return Artifact.open(output)
+
+
+def _packed(artifact: Artifact, name: str, quantization: str) -> Artifact:
+    """The artifact in the layout that `quantization` names, packed into the cache once where it has another."""
+    if quantization == artifact.quantization:
+        return artifact
+    layout = layout_of(quantization)
+    if not isinstance(layout, PackedLayout) or layout.base.name != artifact.quantization:
+        raise UserError(
+            f"{artifact.path} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
+        )
+    output = _cached_artifact(f"{artifact_identity(artifact)}\n{quantization}", name, quantization)
+    if not (output / TENSOR_CACHE).is_file():
+        pack_artifact(artifact, quantization, output)
+    return Artifact.open(output)
+
+
+def _cached_artifact(identity: str, name: str, quantization: str) -> Path:
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    return cache_folder() / "weights" / key[:20] / artifact_name(name, quantization)
 
 
 def _library(artifact: Artifact, name: str, target: CompileTarget) -> Path:
@@ -84,4 +113,17 @@ def cached_library(config: ModelConfig, quantization: str, name: str, target: Co
         return output, False
     from mlc_dsv3.compiler import compile_model
 
-    return compile_model(config, quantization, target.device, output), True
+    started = time.perf_counter()
+    compile_model(config, quantization, target.device, output)
+    _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
+    return output, True
+
+
+def compile_seconds(library: Path) -> float | None:
+    """What compiling a library of the cache took, in the run that did it."""
+    record = _compile_record(library)
+    return float(record.read_text()) if record.is_file() else None
+
+
+def _compile_record(library: Path) -> Path:
+    return library.with_suffix(".compile-seconds")

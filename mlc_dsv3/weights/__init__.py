@@ -5,5 +5,6 @@ from mlc_dsv3.weights.chat_config import gen_config
 from mlc_dsv3.weights.checkpoint import Checkpoint
 from mlc_dsv3.weights.conversion import artifact_name, convert
 from mlc_dsv3.weights.identity import checkpoint_identity
+from mlc_dsv3.weights.packing import pack_artifact
 
-__all__ = ["Artifact", "Checkpoint", "artifact_name", "checkpoint_identity", "convert", "gen_config"]
+__all__ = ["Artifact", "Checkpoint", "artifact_name", "checkpoint_identity", "convert", "gen_config", "pack_artifact"]

@@ -1,12 +1,15 @@
-"""A checkpoint's identity for the cache: equal only where the bytes that decide the results are."""
+"""A checkpoint's or an artifact's identity for the cache: equal only where the bytes that decide the results are."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
+from mlc_dsv3.weights.artifact import Artifact
+from mlc_dsv3.weights.chat_config import FILE_NAME
 from mlc_dsv3.weights.checkpoint import checkpoint_files, read_config
 from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, present
+from mlc_dsv3.weights.plan import TENSOR_CACHE
 from mlc_dsv3.weights.safetensors import SafetensorsFile
 
 _WHOLE = 64 << 20  # a checkpoint up to this size is read whole
@@ -35,6 +38,14 @@ def checkpoint_identity(path: str | Path) -> str:
         else:
             _sample(digest, file, stride)
         file.close()
+    return digest.hexdigest()
+
+
+def artifact_identity(artifact: Artifact) -> str:
+    """SHA-256 (hex) over an artifact's configuration, its tokenizer and its index, which has every shard's checksum."""
+    digest = hashlib.sha256()
+    for name in present(artifact.path, (FILE_NAME, TENSOR_CACHE, GENERATION_CONFIG, *TOKENIZER_FILES)):
+        _update(digest, name.encode(), (artifact.path / name).read_bytes())
     return digest.hexdigest()
 
 

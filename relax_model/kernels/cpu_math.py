@@ -28,7 +28,9 @@ def exp2(x: Any, lanes: int) -> Any:
     result = _all(_POWERS[-1], lanes)
     for power in reversed(_POWERS[:-1]):
         result = T.fma(result, rest, _all(power, lanes))
-    exponent = T.shift_left(T.Cast(f"int32x{lanes}", whole) + T.Broadcast(T.int32(127), lanes), T.Broadcast(T.int32(23), lanes))
+    exponent = T.shift_left(
+        T.Cast(f"int32x{lanes}", whole) + T.Broadcast(T.int32(127), lanes), T.Broadcast(T.int32(23), lanes)
+    )
     scaled = result * T.reinterpret(f"float32x{lanes}", exponent)
     return T.Select(x < _all(_LEAST, lanes), _all(0.0, lanes), scaled)
 

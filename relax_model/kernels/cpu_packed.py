@@ -110,8 +110,8 @@ def _nibbles(weights: Any, high: int, lanes: int) -> Any:
 def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., Any]:
     """Statement `run(data, scale, block, groups, x, y, y_at, add, valid)`: `rows` rows times a block of 16 weight rows.
 
-    `groups` is how many groups a row has. `x` is a triple of expressions (word(i, column), scale(i, group),
-    offset(i, group)); y(i, n) = sum + add(i, n) for the block's rows n < `valid`.
+    `groups` is how many groups a row has. `x` is a triple of expressions: word(i, column), scale(i, group) and
+    offset(i, group). y(i, n) = sum + add(i, n) for the block's rows n < `valid`.
     """
     unit = unit_of(layout, tile)
     lanes = unit.lanes

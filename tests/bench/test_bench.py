@@ -66,7 +66,7 @@ def test_json_is_a_list_with_one_object_a_measurement(config: Path, capsys: pyte
         assert (result["dense_time_ratio"] is not None) == (result["kind"] == "verify")
         assert result["compile_seconds"] > 0
         assert (result["cold_load_seconds"] is None) == (result["cold_note"] is not None)
-        assert any(kernel["operator"].startswith("linear") for kernel in result["profile"])
+        assert any(kernel["operator"].startswith("quantized_linear") for kernel in result["profile"])
         assert result["random_weights"]
         assert result["weight_bytes"] > 0
 
@@ -81,7 +81,7 @@ def test_tables_name_what_they_show(config: Path, capsys: pytest.CaptureFixture[
         "compilation",
         "then first token",
         "peak RssAnon",
-        "expert_linear",
+        "expert_gate_up",
         "step ratio",
     ):
         assert text in shown
@@ -96,6 +96,7 @@ def test_the_demo_is_measured_where_no_model_is_named(
     results = json.loads(capsys.readouterr().out)
     assert [result["kind"] for result in results] == ["prefill", "decode"]
     assert {result["model"] for result in results} == {"demo"}
+    assert results[0]["compile_seconds"] > 0
     assert not results[0]["random_weights"]
 
 
@@ -126,6 +127,7 @@ def test_versus_compares_every_measurement(config: Path, capsys: pytest.CaptureF
     ("arguments", "text"),
     [
         (["--quality", "some/model"], "--quality measures the demo model"),
+        (["--quality", "--plot", "speed.png"], "leave one of them out"),
         (["--model-config", "config.json"], "--model-config and --random-weights go together"),
         (["--decode", "0"], "--decode is 0"),
         (["--rounds", "0"], "--rounds is 0"),

@@ -34,8 +34,21 @@ def test_the_best_level_that_the_processor_has_is_taken(processor) -> None:
     assert resolve_target("cpu").level == "x86-64-avx2"
     processor("x86_64", *AVX2, *AVX512)
     assert resolve_target("cpu").level == "x86-64-avx512"
+    processor("x86_64", *AVX2, *AVX512, "avx512vnni")
+    assert resolve_target("cpu").level == "x86-64-avx512vnni"
+    processor("x86_64", *AVX2, "avxvnni")
+    assert resolve_target("cpu").level == "x86-64-avxvnni"
     processor("aarch64", "neon")
     assert resolve_target("auto").level == "aarch64-neon"
+    processor("aarch64", "neon", "dotprod")
+    assert resolve_target("auto").level == "aarch64-dotprod"
+
+
+def test_linuxs_names_of_features_become_llvms() -> None:
+    x86 = ["processor\t: 0", "flags\t\t: fpu avx2 avx512_vnni avx_vnni", "flags\t\t: other"]
+    assert targets.features_of(x86) == {"fpu", "avx2", "avx512vnni", "avxvnni"}
+    assert targets.features_of(["Features\t: fp asimd asimddp i8mm"]) == {"fp", "neon", "dotprod", "i8mm"}
+    assert targets.features_of([]) == frozenset()
 
 
 def test_another_level_can_be_named(processor) -> None:
@@ -52,11 +65,26 @@ def test_a_processor_below_every_level_is_told_what_it_lacks(processor) -> None:
 def test_an_unknown_architecture_device_or_level_lists_the_known_ones(processor) -> None:
     with pytest.raises(UserError, match="device 'abacus' is unknown; known: .*cpu"):
         resolve_target("abacus")
-    with pytest.raises(UserError, match="'z80' is unknown; known: x86-64-avx512, x86-64-avx2, aarch64-neon"):
+    with pytest.raises(UserError, match="'z80' is unknown; known: x86-64-avx512vnni, .*x86-64-avx2, .*aarch64-neon"):
         resolve_target("cpu", "z80")
     processor("riscv64")
     with pytest.raises(UserError, match="libraries are for aarch64, x86_64"):
         resolve_target("cpu")
+
+
+def test_a_quantization_is_stored_as_the_target_reads_it_fastest_unless_it_states_a_layout(processor) -> None:
+    processor("x86_64", *AVX2)
+    target = resolve_target("cpu")
+    stored = {
+        name: target.stored_as(name) for name in ("q4f16_1", "q4f16_1+mlc", "q4f16_1+vnni16", "q0f32", "q0f32+mlc")
+    }
+    assert stored == {
+        "q4f16_1": "q4f16_1+vnni16",
+        "q4f16_1+mlc": "q4f16_1",
+        "q4f16_1+vnni16": "q4f16_1+vnni16",
+        "q0f32": "q0f32",
+        "q0f32+mlc": "q0f32",
+    }
 
 
 def test_every_device_has_a_status_with_a_reason(processor) -> None:

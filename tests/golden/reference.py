@@ -46,13 +46,19 @@ class Output:
 class ReferenceModel:
     """The model of a config.json (as a dict) with its tensors by their Hugging Face names.
 
-    `cache_dtype` is what the latents and rotary keys are rounded to, as a cache of that dtype would.
+    `cache_dtype` is what the latents and rotary keys are rounded to, as a cache of that dtype would. With `eight_bits`,
+    what meets a matrix is rounded to 8 bits first, as beside packed weights; attention is in its absorbed form.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, cache_dtype: str = "float64"
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, np.ndarray],
+        *,
+        cache_dtype: str = "float64",
+        eight_bits: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.eight_bits = config, eight_bits
         self.cache_dtype = np.dtype(cache_dtype)
         self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
         self.heads: int = config["num_attention_heads"]
@@ -104,14 +110,17 @@ class ReferenceModel:
 
     def _head(self, hidden: np.ndarray) -> np.ndarray:
         tied = self.config.get("tie_word_embeddings", False)
-        return hidden @ self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"].T
+        return self._round(hidden) @ self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"].T
 
     def _norm(self, x: np.ndarray, name: str, eps: float | None = None) -> np.ndarray:
         eps = self.config["rms_norm_eps"] if eps is None else eps
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * self.weights[name]
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x @ self.weights[f"{name}.weight"].T
+        return self._round(x) @ self.weights[f"{name}.weight"].T
+
+    def _round(self, x: np.ndarray) -> np.ndarray:
+        return in_eight_bits(x) if self.eight_bits else x
 
     def _layer(self, x: np.ndarray, layer: int, routing: Routing) -> np.ndarray:
         prefix = f"model.layers.{layer}"
@@ -133,13 +142,14 @@ class ReferenceModel:
         c_kv = self._norm(compressed[:, : self.latent], f"{prefix}.kv_a_layernorm.weight", _LATENT_NORM_EPS)
         k_pe = self._rotate(compressed[:, self.latent :])  # (tokens, rope), one for all heads
         c_kv, k_pe = (cached.astype(self.cache_dtype).astype(np.float64) for cached in (c_kv, k_pe))
-        kv = self._linear(c_kv, f"{prefix}.kv_b_proj").reshape(tokens, self.heads, self.nope + self.value)
+        kv_b = self.weights[f"{prefix}.kv_b_proj.weight"].reshape(self.heads, self.nope + self.value, -1)
         output = np.empty((tokens, self.heads, self.value))
         for head in range(self.heads):
             q_pe = self._rotate(q[:, head, self.nope :])
-            keys = np.concatenate([kv[:, head, : self.nope], k_pe], axis=-1)
+            keys = np.concatenate([c_kv @ kv_b[head, : self.nope].T, k_pe], axis=-1)
             queries = np.concatenate([q[:, head, : self.nope], q_pe], axis=-1)
-            output[:, head] = self._attend(queries, keys, kv[:, head, self.nope :])
+            latents = self._attend(queries, keys, c_kv)
+            output[:, head] = self._round(latents) @ kv_b[head, self.nope :].T
         return self._linear(output.reshape(tokens, -1), f"{prefix}.o_proj")
 
     def _attend(self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -202,6 +212,15 @@ class ReferenceModel:
         if config.get("norm_topk_prob", not v2) and not v2:
             weights = weights / weights.sum(axis=1, keepdims=True)
         return chosen, weights * config.get("routed_scaling_factor", 1.0)
+
+
+def in_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Rows rounded in groups of 32: codes are whole multiples of the largest magnitude's 127th."""
+    rows, columns = values.shape
+    groups = np.pad(values.astype(np.float32), ((0, 0), (0, -columns % 32))).reshape(rows, -1, 32)
+    largest = np.abs(groups).max(axis=-1, keepdims=True)
+    codes = np.rint(groups * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
+    return (codes.astype(np.float64) * (largest / np.float32(127))).reshape(rows, -1)[:, :columns]
 
 
 def _choose(scores: np.ndarray, k: int, groups: int, kept: int, best: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_harness import error, run, stored
+from golden.reference import in_eight_bits
+from kernel_harness import TILE, error, meaning, quantized, run, stored
 
+from relax_model.kernels.attention.cpu_absorbed import query_columns
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.layout import layout_of
+from relax_model.layout import PackedLayout, layout_of
 
 SHAPES = {
     "odd heads": AttentionShape(5, 40, 24, 8, 20, True, 0.2, 16, "float32"),
@@ -17,7 +19,9 @@ SHAPES = {
 }
 EPS = 1e-6
 # The inputs' own rounding in a float16 cache is the oracle's too, as it reads the same cache.
-TOLERANCE = 5e-6
+# Scores are sums of up to a hundred float32 products, and an exponential multiplies what they are off by.
+TOLERANCE = 1e-5
+PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 
 
 def rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
@@ -43,7 +47,7 @@ class World:
         self.cache = self.random.standard_normal(cache_shape, np.float32).astype(shape.cache_dtype)
         rows = shape.heads * shape.expanded_width
         values = self.random.standard_normal((rows, shape.kv_lora_rank), np.float32) * 0.3
-        self.arrays, exact = stored(self.layout, values)
+        self.arrays, exact = stored(self.layout, values, (shape.nope, shape.v))
         self.kv_b = exact.reshape(shape.heads, shape.expanded_width, shape.kv_lora_rank)
 
     def latents(self, sequence: int, length: int) -> np.ndarray:
@@ -58,41 +62,55 @@ class World:
         angles = positions[:, None] * frequencies
         return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), angles
 
-    def expected(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """Attention output (rows, heads · v) in float64, from explicit keys and values."""
+    def expected(
+        self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, *, rounded: bool = False, absorbed=False
+    ) -> np.ndarray:
+        """Attention output (rows, heads · v) in float64, from explicit keys and values.
+
+        `rounded` takes them from latents rounded to 8 bits; `absorbed` is before W_UV: (rows, heads, kv_lora_rank).
+        """
         shape = self.shape
         _, angles = self.table(positions)
-        out = np.zeros((len(q), shape.heads, shape.v))
+        out = np.zeros((len(q), shape.heads, shape.kv_lora_rank if absorbed else shape.v))
         for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
             cached = self.latents(sequence, position + 1)
             latent, k_pe = cached[:, : shape.kv_lora_rank], cached[:, shape.kv_lora_rank :]
+            latent = in_eight_bits(latent) if rounded else latent
             for head in range(shape.heads):
                 query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
                 q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
                 keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
                 scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
                 weights = np.exp(scores - scores.max())
-                out[row, head] = weights / weights.sum() @ values
-        return out.reshape(len(q), -1)
+                out[row, head] = weights / weights.sum() @ (latent if absorbed else values)
+        return out if absorbed else out.reshape(len(q), -1)
 
     def absorbed(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """The three kernels of the absorbed form."""
+        return self.project(self.attend(q, positions, sequences))
+
+    def attend(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> list[np.ndarray]:
+        """Attention over latents: float32, or beside packed weights codes, scales and offsets."""
         shape, rows = self.shape, len(q)
         table, _ = self.table(positions)
         q_latent = run(
             "query_absorb",
             (self.layout, shape),
             [q, table, *self.arrays],
-            ((rows, shape.heads, shape.latent_width), "float32"),
+            ((rows, *query_columns(shape, TILE)), "float32"),
         )[0]
-        o = run(
-            "absorbed_attention",
-            (shape,),
-            [q_latent, positions, sequences, self.page_table, self.cache],
-            ((rows, shape.heads, shape.kv_lora_rank), "float32"),
-        )[0]
-        out = ((rows, shape.heads * shape.v), "float32")
-        return run("value_project", (self.layout, shape), [o, *self.arrays], out)[0]
+        if isinstance(self.layout, PackedLayout):
+            head = self.layout.base.groups(shape.kv_lora_rank) * 32
+            out = quantized(self.layout, rows, shape.heads * head)
+        else:
+            out = [((rows, shape.heads, shape.kv_lora_rank), "float32")]
+        inputs = [q_latent, positions, sequences, self.page_table, self.cache]
+        return run("absorbed_attention", (self.layout, shape), inputs, *out)
+
+    def project(self, o: list[np.ndarray]) -> np.ndarray:
+        """Attention over latents → values."""
+        out = ((len(o[0]), self.shape.heads * self.shape.v), "float32")
+        return run("value_project", (self.layout, self.shape), [*o, *self.arrays], out)[0]
 
     def expanded(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, block: int) -> np.ndarray:
         """The kernel of the expanded form."""
@@ -106,6 +124,25 @@ class World:
         return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)
 
 
+@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("name", SHAPES)
+def test_beside_packed_weights_latents_are_attended_to_and_then_rounded(name: str, quantization: str) -> None:
+    shape = SHAPES[name]
+    world = World(shape, quantization, (70, 33))
+    positions, sequences = np.array([0, 69, 7, 32, 31], np.int32), np.array([0, 0, 1, 1, 1], np.int32)
+    q = world.queries(len(positions))
+    o = world.attend(q, positions, sequences)
+    head = world.layout.base.groups(shape.kv_lora_rank) * 32
+    found = meaning(o, o[0].shape[1]).reshape(len(q), shape.heads, head)
+    assert not np.any(found[:, :, shape.kv_lora_rank :])
+    found = found[:, :, : shape.kv_lora_rank]
+    expected = world.expected(q, positions, sequences, absorbed=True)
+    scales = np.repeat(o[1], 32, axis=1).reshape(len(q), shape.heads, head)[:, :, : shape.kv_lora_rank]
+    assert np.all(np.abs(found - expected) <= scales * 0.51 + TOLERANCE)
+    values = np.einsum("rhc,hvc->rhv", found, world.kv_b[:, shape.nope :]).reshape(len(q), -1)
+    assert error(world.project(o), values) < TOLERANCE
+
+
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_absorbed_rows_of_two_sequences_see_their_own_past_alone(name: str, quantization: str) -> None:
@@ -116,7 +153,7 @@ def test_absorbed_rows_of_two_sequences_see_their_own_past_alone(name: str, quan
     assert error(world.absorbed(q, positions, sequences), world.expected(q, positions, sequences)) < TOLERANCE
 
 
-@pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1"])
+@pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1", *PACKED])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [1, 20, 32])
 def test_an_expanded_block_sees_all_before_it_and_itself_causally(name: str, quantization: str, rows: int) -> None:
@@ -125,12 +162,13 @@ def test_an_expanded_block_sees_all_before_it_and_itself_causally(name: str, qua
     sequences = np.ones(rows, np.int32)
     q = world.queries(rows)
     found = world.expanded(q, positions, sequences, block=32)
-    assert error(found, world.expected(q, positions, sequences)) < TOLERANCE
+    assert error(found, world.expected(q, positions, sequences, rounded="+" in quantization)) < TOLERANCE
 
 
+@pytest.mark.parametrize("quantization", ["q4f16_1", "q4f16_1+vnni16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_row_of_absorbed_attention_has_the_same_bits_beside_any_others(name: str) -> None:
-    world = World(SHAPES[name], "q4f16_1", (70, 33))
+def test_a_row_of_absorbed_attention_has_the_same_bits_beside_any_others(name: str, quantization: str) -> None:
+    world = World(SHAPES[name], quantization, (70, 33))
     positions = np.array([69, 32, 5, 17, 33, 0, 64], np.int32)
     sequences = np.array([0, 1, 1, 0, 0, 1, 0], np.int32)
     q = world.queries(len(positions))
@@ -138,6 +176,21 @@ def test_a_row_of_absorbed_attention_has_the_same_bits_beside_any_others(name: s
     for start in range(len(positions)):
         alone = world.absorbed(q[start:], positions[start:], sequences[start:])
         assert np.array_equal(alone, together[start:])
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1+vnni16"])
+def test_a_long_past_is_the_same_in_parts_side_by_side_and_one_after_the_other(quantization: str) -> None:
+    shape = AttentionShape(20, 64, 16, 8, 24, False, 0.2, 16, "float16")
+    world = World(shape, quantization, (700, 33))
+    positions = np.array([699, 0, 400, 119, 120, 121, 239, 240, 5, 600, 601, 30, 31, 32, 33, 34, 35, 36], np.int32)
+    sequences = np.zeros(len(positions), np.int32)
+    q = world.queries(len(positions))
+    together = world.absorbed(q, positions, sequences)  # so many rows that each walks through its parts alone
+    if quantization == "q0f32":
+        assert error(together, world.expected(q, positions, sequences)) < TOLERANCE
+    for start in range(0, len(positions), 3):
+        rows = slice(start, start + 3)
+        assert np.array_equal(world.absorbed(q[rows], positions[rows], sequences[rows]), together[rows])
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -20,6 +20,8 @@ from relax_model.layout import layout_of
 
 # Weights and cache are the same numbers on both sides: what is left is float32 arithmetic, as without quantization.
 TOLERANCE = 1e-3
+ROUNDED = 0.15
+PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 
 QUANTIZED = [
     (name, quantization)
@@ -28,14 +30,15 @@ QUANTIZED = [
 ] + [("glm4_moe_lite", "q4f16_1"), ("deepseek_v3_fp8", "q4f16_1")]
 
 
-def reference(name: str, scheme: str, cache_dtype: str) -> ReferenceModel:
+def reference(name: str, scheme: str, cache_dtype: str, *, eight_bits: bool = False) -> ReferenceModel:
     """The reference on the weights that a quantization of the checkpoint stands for."""
     layout = layout_of(scheme)
     weights = checkpoints.tensors(name)
     for tensor, value in weights.items():
         if value.ndim == 2 and not tensor.endswith("mlp.gate.weight"):
-            weights[tensor] = quantization.dequantize(layout, quantization.quantize(layout, value), value.shape[1])
-    return ReferenceModel(CHECKPOINTS[name].config, weights, cache_dtype=cache_dtype)
+            rounded = quantization.dequantize(layout, quantization.quantize(layout, value), value.shape[1])
+            weights[tensor] = rounded[: len(value)]
+    return ReferenceModel(CHECKPOINTS[name].config, weights, cache_dtype=cache_dtype, eight_bits=eight_bits)
 
 
 @pytest.mark.parametrize(("name", "scheme"), QUANTIZED)
@@ -43,7 +46,24 @@ def test_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
     chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
     expected = reference(name, scheme, chosen.model.metadata.cache_dtype).forward(prompt).logits
     for chunk in (None, 1):
-        assert np.abs(chosen.prefill(prompt, chunk).logits - expected).max() <= TOLERANCE * expected.std()
+        difference = np.abs(chosen.prefill(prompt, chunk).logits - expected).max(axis=-1) / expected.std()
+        assert np.quantile(difference, 0.9) <= TOLERANCE
+        # A latent that lies between two float16 values may be cached as the other one, and later tokens see it.
+        assert difference.max() <= 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("scheme", PACKED)
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v2_lite", "glm4_moe_lite", "youtu"])
+def test_packed_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
+    chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
+    expected = reference(name, scheme, chosen.model.metadata.cache_dtype, eight_bits=True).forward(prompt).logits
+    found = chosen.prefill(prompt).logits
+    difference = np.abs(found - expected).max(axis=-1) / expected.std()
+    # Until float32 first rounds a value that lies between two codes to the other one, everything is the same; from
+    # there on all tokens see another cache, and what differs is as large as the rounding to 8 bits itself.
+    assert np.all(difference[:3] <= TOLERANCE)
+    assert np.sqrt(np.mean((found - expected) ** 2)) <= ROUNDED * expected.std()
+    assert np.array_equal(chosen.prefill(prompt, 1).logits, found)
 
 
 @pytest.mark.parametrize("scheme", ["q0f16", "q4f16_1"])
@@ -56,7 +76,10 @@ def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> 
     assert np.abs(chosen.draft(next_tokens, hidden).logits - expected).max() <= TOLERANCE * expected.std()
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("q0f16", 0.02), ("q8f16_1", 0.1), ("q4f16_1", 2.0)])
+@pytest.mark.parametrize(
+    ("scheme", "most"),
+    [("q0f16", 0.02), ("q8f16_1", 0.1), ("q8f16_1+vnni16", 0.1), ("q4f16_1", 2.0), ("q4f16_1+vnni16", 2.0)],
+)
 def test_quantization_costs_what_its_bits_cost(scheme: str, most: float, driver: Callable[..., Driver]) -> None:
     # A dense model: with random experts, one flipped choice would drown what rounding the weights costs.
     golden = checkpoints.golden("youtu")["logits"]

@@ -20,11 +20,15 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 # Groups with odd widths, an odd head count, no q_lora: the shapes in which a kernel's tail differs most.
 NAMES = ["deepseek_v3", "glm4_moe_lite", "deepseek_v2_lite"]
-QUANTIZATIONS = ["q0f32", "q0f16", "q4f16_1"]
+QUANTIZATIONS = ["q0f32", "q0f16", "q4f16_1", "q8f16_1+vnni16"]
+PACKED = "q4f16_1+vnni16"
 LENGTH = 48
 
 
-@pytest.fixture(scope="module", params=[(name, "q0f32") for name in NAMES] + [(NAMES[0], q) for q in QUANTIZATIONS[1:]])
+@pytest.fixture(
+    scope="module",
+    params=[(name, q) for name in NAMES for q in ("q0f32", PACKED)] + [(NAMES[0], q) for q in QUANTIZATIONS[1:]],
+)
 def model(request: pytest.FixtureRequest, driver: Callable[..., Driver]) -> Driver:
     return driver(*request.param)
 

@@ -61,8 +61,7 @@ class FakeModel:
         """The logits (vocab_size,) after `tokens`, from the rule for the forms instead of a cache."""
         block = self.metadata.prefill_block
         forms = [
-            int(bool(block) and (position // block + 1) * block <= prompt_length)
-            for position in range(len(tokens))
+            int(bool(block) and (position // block + 1) * block <= prompt_length) for position in range(len(tokens))
         ]
         return self._logits(np.stack([np.array(tokens), np.array(forms)], axis=1).astype(np.int32))
 

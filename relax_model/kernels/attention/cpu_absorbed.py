@@ -91,8 +91,10 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                     count[0],
                     lambda r, j: block[j, t * rows + r],
                     lambda j, v: score[vector(j, v, lanes)],
-                    lambda r, v: part[vector(slot * slot_rows + 3 + t * rows + r, v, lanes)]
-                    * part[vector(slot * slot_rows + 2, v, lanes)],
+                    lambda r, v: (
+                        part[vector(slot * slot_rows + 3 + t * rows + r, v, lanes)]
+                        * part[vector(slot * slot_rows + 2, v, lanes)]
+                    ),
                     part,
                     lambda r, v: vector(slot * slot_rows + 3 + t * rows + r, v, lanes),
                 )
@@ -101,8 +103,10 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                     count[0],
                     lambda r, j: block[j, rank // rows * rows + r],
                     lambda j, v: score[vector(j, v, lanes)],
-                    lambda r, v: part[vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes)]
-                    * part[vector(slot * slot_rows + 2, v, lanes)],
+                    lambda r, v: (
+                        part[vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes)]
+                        * part[vector(slot * slot_rows + 2, v, lanes)]
+                    ),
                     part,
                     lambda r, v: vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes),
                 )
@@ -119,9 +123,7 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
     def merge(whole, part, slot):
         for v in T.unroll(vectors):
             factor = T.alloc_buffer((3, lanes), "float32", scope="global")
-            factor[0, T.Ramp(0, 1, lanes)] = T.max(
-                whole[vector(0, v, lanes)], part[vector(slot * slot_rows, v, lanes)]
-            )
+            factor[0, T.Ramp(0, 1, lanes)] = T.max(whole[vector(0, v, lanes)], part[vector(slot * slot_rows, v, lanes)])
             factor[1, T.Ramp(0, 1, lanes)] = exp2(whole[vector(0, v, lanes)] - factor[0, T.Ramp(0, 1, lanes)], lanes)
             factor[2, T.Ramp(0, 1, lanes)] = exp2(
                 part[vector(slot * slot_rows, v, lanes)] - factor[0, T.Ramp(0, 1, lanes)], lanes
@@ -189,9 +191,7 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                     whole = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
                     begin(whole)
                     for s in T.serial(Positions[task // groups] // split + 1):
-                        attend(
-                            part, 0, task // groups, task % groups, s, Q, Positions, Sequences, PageTable, Cache
-                        )
+                        attend(part, 0, task // groups, task % groups, s, Q, Positions, Sequences, PageTable, Cache)
                         merge(whole, part, 0)
                     finish(whole, task // groups, task % groups, O, Codes, Scales, Offsets)
             else:

@@ -110,8 +110,9 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                 keys,
                 lambda i, j: value[j, shape.v // rows * rows + i],
                 lambda j, v: score[vector(j, v, lanes)],
-                lambda i, v: out[vector(t * shape.v + shape.v // rows * rows + i, v, lanes)]
-                * state[vector(t * 3 + 2, v, lanes)],
+                lambda i, v: (
+                    out[vector(t * shape.v + shape.v // rows * rows + i, v, lanes)] * state[vector(t * 3 + 2, v, lanes)]
+                ),
                 out,
                 lambda i, v: vector(t * shape.v + shape.v // rows * rows + i, v, lanes),
             )

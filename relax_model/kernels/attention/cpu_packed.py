@@ -93,9 +93,7 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
                         for c in T.unroll(4):
                             if g * GROUP + half * (GROUP // 2) + w * 4 + c < rank:
                                 Y[
-                                    query_place(
-                                        shape, tile, start + i, h, g * GROUP + half * (GROUP // 2) + w * 4 + c
-                                    )
+                                    query_place(shape, tile, start + i, h, g * GROUP + half * (GROUP // 2) + w * 4 + c)
                                 ] = (lane_sum(acc, (i * 4 + c) * lanes, lanes) - zeros[i]) * T.float32(
                                     shape.score_factor
                                 )

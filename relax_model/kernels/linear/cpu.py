@@ -21,8 +21,8 @@ from relax_model.kernels.cpu_tiles import (
     unpacker,
     without,
 )
-from relax_model.kernels.registry import kernel
 from relax_model.kernels.linear import cpu_packed  # noqa: F401  (it enters the registry)
+from relax_model.kernels.registry import kernel
 from relax_model.layout import GroupLayout, Layout, PackedLayout
 
 

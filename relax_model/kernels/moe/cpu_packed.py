@@ -1,4 +1,4 @@
-"""Mixture-of-experts products on packed weights for CPUs: 8-bit activations, expert by expert, straight from the weights.
+"""Mixture-of-experts products on packed weights for CPUs: 8-bit activations, expert by expert.
 
 A task is a run of output rows through all chosen experts, so that threads carry equal bytes whatever the routing. An
 expert's weights stream by once for all rows that chose it.
@@ -88,7 +88,7 @@ def expert_gate_up(
 
 @kernel("expert_down", "cpu")
 def expert_down(layout: PackedLayout, experts: int, hidden: int, width: int, top_k: int, *, tile: CpuTile) -> PrimFunc:
-    """Codes, scales and offsets of h (pairs, width), W (experts, hidden, width) in `layout` → float32 (pairs, hidden)."""
+    """Codes, scales and offsets of h (pairs, width), W (experts, hidden, width) → float32 (pairs, hidden)."""
     specs = layout.buffers((experts, hidden, width))
     data_shape, scale_shape = specs["q_weight"].shape, specs["q_scale"].shape
     groups, blocks = layout.base.groups(width), scale_shape[1]
