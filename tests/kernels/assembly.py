@@ -5,20 +5,14 @@ Nothing is linked and nothing runs, so that every level can be looked at from ev
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-import tvm
+from levels import built
 
-from mlc_dsv3.compiler.compile import build_options, tvm_target
-from mlc_dsv3.compiler.targets import CompileTarget, read_description, resolve_target
-from relax_model.kernels import registry
 from relax_model.kernels.cpu_tiles import CpuTile
-
-LEVELS = tuple(level["name"] for level in read_description("cpu")["level"])
 
 _LABEL = re.compile(r"^(\.?[\w$.]+):")
 _JUMP = re.compile(r"^(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.?L\w+)$")
@@ -30,21 +24,10 @@ _ARM_VECTOR = re.compile(r"\b[vqdsh]\d+\b")
 _X86_ONLY_READS = re.compile(r"v?(u?comi|cmp|test|prefetch|jmp|call)")
 
 
-def level_tile(level: str, **changed: int) -> CpuTile:
-    """A level's tile, with some values changed."""
-    return dataclasses.replace(build_options(resolve_target("cpu", level), "q0f32").tile, **changed)
-
-
 @cache
 def assembly(level: str, tile: CpuTile, operator: str, *arguments: object) -> str:
     """The assembly text of a kernel for a level's features, with any tile."""
-    return built(resolve_target("cpu", level), tile, operator, *arguments).mod.inspect_source("asm")
-
-
-def built(target: CompileTarget, tile: CpuTile, operator: str, *arguments: object) -> tvm.runtime.Executable:
-    """A kernel by itself, compiled for a target; its entry is `main`."""
-    func = registry.build(operator, target.family, *arguments, tile=tile)
-    return tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), tvm_target(target))
+    return built(level, tile, operator, *arguments).mod.inspect_source("asm")
 
 
 @dataclass(frozen=True)

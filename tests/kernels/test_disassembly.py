@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from assembly import LEVELS, Loop, assembly, innermost_loops, level_tile
+from assembly import Loop, assembly, innermost_loops
+from levels import LEVELS, level_tile
 
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import CpuTile
