@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
+import tvm_ffi
 
 from mlc_dsv3.compiler.tuning_record import TunedKernel
 from mlc_dsv3.tune.cases import Case, KernelCases
@@ -68,7 +69,7 @@ class KernelSearch:
         for field, values in self.cases.choices.items():
             for value in values:
                 tile = _with(best, field, value)
-                if time.perf_counter() > deadline or getattr(self._tile, field) == value or not self._fits(tile):
+                if time.perf_counter() > deadline or not self._is_new(tile, kernels):
                     continue
                 kernels[tile] = self._compile(tile)
                 found[tile] = self._compare(kernels[tile])
@@ -110,9 +111,12 @@ class KernelSearch:
     def _of(self, case: Case) -> Iterator[_Job]:
         return (job for job in self._jobs if job.case is case)
 
-    def _fits(self, tile: Tile) -> bool:
-        """Whether a kernel takes and returns what the default does: neighbours are built for that."""
-        return _interface(self._func(tile)) == _interface(self._func(()))
+    def _is_new(self, tile: Tile, known: Collection[Tile]) -> bool:
+        """Whether a tile makes another kernel than those known, which takes and returns what its neighbours expect."""
+        func = self._func(tile)
+        if _interface(func) != _interface(self._func(())):
+            return False
+        return not any(tvm_ffi.structural_equal(func, self._func(other)) for other in known)
 
     def _func(self, tile: Tile) -> tvm.tirx.PrimFunc:
         cases = self.cases

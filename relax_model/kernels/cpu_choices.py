@@ -1,8 +1,8 @@
 """Which fields of a CpuTile decide how fast an operator's CPU kernel is, and the values that are worth a try.
 
-Fields come in the order in which a search should take them. No choice makes a row's result depend on its neighbours:
-products keep their bits, and attention walks through keys in blocks that are fixed for a library. `block` stays a
-multiple of `columns`.
+Fields come in the order in which a search should take them; what makes no other kernel is passed over. No choice makes
+a row's result depend on its neighbours: products keep their bits, and attention walks through keys in blocks that are
+fixed for a library. `block` stays a multiple of `columns`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from relax_model.layout import Layout, PackedLayout
 
 Choices = dict[str, tuple[int, ...]]
 
-_PACKED: Choices = {"prefetch": (0, 8, 32, 48), "dot_rows": (6, 5, 3, 2), "wide_rows": (1, 3, 4, 6)}
-_UNPACKED: Choices = {"rows": (2, 4), "columns": (2,), "block": (8, 32, 64)}
-_ABSORBED: Choices = {"keys": (60, 18, 120), "split": (240, 480, 60), "accumulators": (10, 8, 14)}
-_EXPANDED: Choices = {"expanded_keys": (24, 96, 144), "accumulators": (10, 8, 14)}
+_PACKED: Choices = {"prefetch": (0, 8, 16, 32, 48), "dot_rows": (6, 5, 4, 3, 2, 1), "wide_rows": (1, 2, 3, 4, 6)}
+_UNPACKED: Choices = {"rows": (2, 3, 4), "columns": (2, 4), "block": (8, 16, 32, 64)}
+_ABSORBED: Choices = {"keys": (60, 30, 18, 120), "split": (240, 120, 480, 60), "accumulators": (12, 10, 8, 14)}
+_EXPANDED: Choices = {"expanded_keys": (24, 48, 96, 144), "accumulators": (12, 10, 8, 14)}
 
 
 def choices(operator: str, layout: Layout) -> Choices:

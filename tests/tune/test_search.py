@@ -70,12 +70,16 @@ class MadeUp:
 
         monkeypatch.setattr(KernelSearch, "_compile", compile_)
         monkeypatch.setattr(KernelSearch, "_func", lambda _, tile: None)
-        monkeypatch.setattr(KernelSearch, "_fits", lambda _, tile: True)
+        monkeypatch.setattr(KernelSearch, "_is_new", lambda found, tile, known: _changes(found, tile))
         monkeypatch.setattr(search, "arguments", lambda func, call, regime, load: [[call.key, regime]])
         monkeypatch.setattr(search, "measure", lambda kernel, lists, rounds: seconds(kernel, *lists[0]))
         monkeypatch.setattr(
             search, "compare", lambda *two, rounds, most: tuple(seconds(kernel, *two[2][0]) for kernel in two[:2])
         )
+
+
+def _changes(found: KernelSearch, tile: search.Tile) -> bool:
+    return replace(found._tile, **dict(tile)) != found._tile
 
 
 def searched(found: KernelCases, seconds: float = 100) -> list[Any]:
@@ -134,6 +138,22 @@ def test_luck_that_does_not_come_again_is_not_kept(packed, monkeypatch: pytest.M
     MadeUp(monkeypatch, seconds)
     (kernel,) = searched(packed["expert_down"])
     assert kernel.tile == {}
+
+
+def test_a_tile_that_makes_the_same_kernel_or_one_for_other_neighbours_is_not_tried(packed) -> None:
+    target = resolve_target("cpu", "x86-64-avx2")
+    tile = replace(build_options(target, PACKED).tile, dot_rows=2, wide_rows=2, prefetch=16)
+    found = KernelSearch.__new__(KernelSearch)
+    found.cases, found._tile = packed["value_project"], tile
+    assert found._is_new((("prefetch", 8),), [()])
+    assert not found._is_new((("prefetch", 8),), [(), (("prefetch", 8),)])
+    assert not found._is_new((("prefetch", 16),), [()])
+    assert not found._is_new((("wide_rows", 4),), [()])  # no tile has so many rows
+    found.cases = packed["absorbed_attention"]
+    heads = replace(found.cases.arguments[1], heads=24)
+    found.cases = replace(found.cases, arguments=(found.cases.arguments[0], heads))
+    assert found._is_new((("keys", 60),), [()])
+    assert not found._is_new((("accumulators", 8),), [()])  # it takes heads in groups of another size
 
 
 def test_when_time_is_up_nothing_more_is_tried(packed, monkeypatch: pytest.MonkeyPatch) -> None:
