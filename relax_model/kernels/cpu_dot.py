@@ -6,10 +6,15 @@ lanes share. Sums are exact integers, so that every unit gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
+
+# codes(row, column, n) is n neighbouring int8 codes of a row of activations.
+Codes = Callable[[Any, Any, int], Any]
+Decoder = Callable[[Any], Any]
 
 
 def shared(word: Any, lanes: int, dtype: str) -> Any:
@@ -45,38 +50,47 @@ class DotUnit:
         return self.zero
 
     @property
+    def rows(self) -> int:
+        """Rows of activations that a step takes, from as many words of each; there are as many running sums."""
+        return 1
+
+    @property
     def sum_type(self) -> tuple[str, int]:
         """(dtype, number of elements) of a running sum."""
         return "int32", self.lanes
 
-    def first(self, weights: Any, word: Any) -> Any:
-        """The running sum of one step: weights uint32 (lanes), word int32."""
+    def for_rows(self, rows: int) -> DotUnit:
+        """The unit for a tile of that many rows."""
+        return self
+
+    def operand(self, codes: Codes, row: Any, column: Any) -> Any:
+        """A step's activations: those of its rows from `column` on."""
+        return T.reinterpret("int32", codes(row, column, 4))
+
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
+        """Running sum `part` and one more step; words are uint32 (lanes), and codes_of(words) are a code a byte."""
         raise NotImplementedError
 
-    def add(self, total: Any, weights: Any, word: Any) -> Any:
-        """A running sum and one more step."""
-        return total + self.first(weights, word)
-
-    def finish(self, total: Any) -> Any:
-        """int32 (lanes) from a running sum."""
-        return total
+    def finish(self, totals: list[Any], row: int) -> Any:
+        """int32 (lanes) for a row of a step, from the running sums."""
+        return totals[0]
 
 
 class PortableUnit(DotUnit):
     """Shifts and multiplications of 32-bit lanes: for processors without a dot product."""
 
-    def first(self, weights: Any, word: Any) -> Any:
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
         lanes = self.lanes
         products = [
             T.reinterpret(
                 f"int32x{lanes}",
-                T.bitwise_and(T.shift_right(weights, unsigned(8 * byte, lanes)), unsigned(255, lanes)),
+                T.bitwise_and(T.shift_right(codes_of(words[0]), unsigned(8 * byte, lanes)), unsigned(255, lanes)),
             )
-            * T.Broadcast(T.shift_right(T.shift_left(word, T.int32(24 - 8 * byte)), T.int32(24)), lanes)
+            * T.Broadcast(T.shift_right(T.shift_left(x, T.int32(24 - 8 * byte)), T.int32(24)), lanes)
             for byte in range(4)
         ]
-        return products[0] + products[1] + products[2] + products[3]
+        return total + (products[0] + products[1] + products[2] + products[3])
 
 
 class MaddubsUnit(DotUnit):
@@ -96,8 +110,16 @@ class MaddubsUnit(DotUnit):
         """16-bit pairs where a whole group fits in them."""
         return ("int16", 2 * self.lanes) if self.bits == 4 else ("int32", self.lanes)
 
-    def first(self, weights: Any, word: Any) -> Any:
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
+        dtype, elements = self.sum_type
+        return fenced(total + self._products(codes_of(words[0]), x), f"{dtype}x{elements}", self.lanes)
+
+    def finish(self, totals: list[Any], row: int) -> Any:
+        """See DotUnit."""
+        return self._widen(totals[0]) if self.bits == 4 else totals[0]
+
+    def _products(self, weights: Any, word: Any) -> Any:
         bytes_ = f"int8x{4 * self.lanes}"
         activations = shared(word, self.lanes, bytes_)
         if self.bits == 4:
@@ -106,15 +128,6 @@ class MaddubsUnit(DotUnit):
         # Written as a choice, LLVM would fold the zero's subtraction into it and lose the instruction for it.
         magnitude = T.call_llvm_pure_intrin(bytes_, "llvm.abs", signed, T.bool(False))
         return self._widen(self._pairs(magnitude, self._with_sign_of(activations, signed)))
-
-    def add(self, total: Any, weights: Any, word: Any) -> Any:
-        """See DotUnit."""
-        dtype, elements = self.sum_type
-        return fenced(total + self.first(weights, word), f"{dtype}x{elements}", self.lanes)
-
-    def finish(self, total: Any) -> Any:
-        """See DotUnit."""
-        return self._widen(total) if self.bits == 4 else total
 
     def _pairs(self, codes: Any, activations: Any) -> Any:
         name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
@@ -134,19 +147,15 @@ class MaddubsUnit(DotUnit):
 class VnniUnit(DotUnit):
     """AVX-512 VNNI and AVX-VNNI: `vpdpbusd`."""
 
-    def first(self, weights: Any, word: Any) -> Any:
-        """See DotUnit."""
-        return self.add(T.Broadcast(T.int32(0), self.lanes), weights, word)
-
-    def add(self, total: Any, weights: Any, word: Any) -> Any:
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
         name = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}[self.lanes]
         return T.call_llvm_pure_intrin(
             f"int32x{self.lanes}",
             name,
             total,
-            T.reinterpret(f"uint8x{4 * self.lanes}", weights),
-            shared(word, self.lanes, f"int8x{4 * self.lanes}"),
+            T.reinterpret(f"uint8x{4 * self.lanes}", codes_of(words[0])),
+            shared(x, self.lanes, f"int8x{4 * self.lanes}"),
         )
 
 
@@ -158,20 +167,55 @@ class SdotUnit(DotUnit):
         """Codes of 8 bits are 128 less on the way."""
         return self.zero if self.bits == 4 else self.zero - 128
 
-    def first(self, weights: Any, word: Any) -> Any:
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
-        return self.add(T.Broadcast(T.int32(0), self.lanes), weights, word)
+        codes = codes_of(words[0])
+        signed = codes if self.bits == 4 else T.bitwise_xor(codes, unsigned(0x80808080, self.lanes))
+        return _neon("sdot", total, signed, shared(x, self.lanes, "int8x16"))
 
-    def add(self, total: Any, weights: Any, word: Any) -> Any:
+
+class UsdotUnit(DotUnit):
+    """aarch64 with `i8mm`: `usdot`, which takes codes as they are."""
+
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
-        codes = weights if self.bits == 4 else T.bitwise_xor(weights, unsigned(0x80808080, self.lanes))
-        return T.call_llvm_pure_intrin(
-            "int32x4",
-            "llvm.aarch64.neon.sdot.v4i32.v16i8",
-            total,
-            T.reinterpret("int8x16", codes),
-            shared(word, self.lanes, "int8x16"),
-        )
+        return _neon("usdot", total, codes_of(words[0]), shared(x, self.lanes, "int8x16"))
+
+
+class UsmmlaUnit(UsdotUnit):
+    """aarch64 with `i8mm`: `usmmla` multiplies two weight rows of eight codes with two rows of eight activations.
+
+    Two words of four weight rows, zipped, are the eight columns of rows 0 and 1 (sum 0), and of rows 2 and 3 (sum 1); a
+    sum is w0·x0, w0·x1, w1·x0, w1·x1.
+    """
+
+    @property
+    def rows(self) -> int:
+        """A pair."""
+        return 2
+
+    def for_rows(self, rows: int) -> DotUnit:
+        """A single row has no partner."""
+        return self if rows > 1 else UsdotUnit(self.lanes, self.bits, self.zero)
+
+    def operand(self, codes: Codes, row: Any, column: Any) -> Any:
+        """See DotUnit."""
+        return T.Shuffle([T.reinterpret("int64", codes(row + i, column, 8)) for i in range(2)], [0, 1])
+
+    def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
+        """See DotUnit."""
+        # Zipped before they are decoded, as one zip then serves the low and the high nibbles.
+        zipped = T.Shuffle(words, ([0, 4, 1, 5], [2, 6, 3, 7])[part])
+        return _neon("usmmla", total, codes_of(zipped), T.reinterpret("int8x16", x))
+
+    def finish(self, totals: list[Any], row: int) -> Any:
+        """See DotUnit."""
+        return T.Shuffle(totals, [row, row + 2, row + 4, row + 6])
+
+
+def _neon(name: str, total: Any, codes: Any, activations: Any) -> Any:
+    intrinsic = f"llvm.aarch64.neon.{name}.v4i32.v16i8"
+    return T.call_llvm_pure_intrin("int32x4", intrinsic, total, T.reinterpret("int8x16", codes), activations)
 
 
 _UNITS: dict[str, type[DotUnit]] = {
@@ -179,6 +223,7 @@ _UNITS: dict[str, type[DotUnit]] = {
     "maddubs": MaddubsUnit,
     "vnni": VnniUnit,
     "sdot": SdotUnit,
+    "usmmla": UsmmlaUnit,
 }
 
 

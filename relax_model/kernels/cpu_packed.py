@@ -88,11 +88,6 @@ def lane_max(buffer: Any, lanes: int) -> Any:
     return values[0]
 
 
-def word_at(buffer: Any, row: Any, column: Any) -> Any:
-    """Four neighbouring int8 codes of a row as one int32."""
-    return T.reinterpret("int32", buffer[row, T.Ramp(column, 1, 4)])
-
-
 @T.inline
 def prefetch(data, block, g, w):
     """Ask for the cache line of word `w`; it may lie past the end, as prefetching does not fault."""
@@ -103,18 +98,21 @@ def prefetch(data, block, g, w):
     )
 
 
-def _nibbles(weights: Any, high: int, lanes: int) -> Any:
-    return T.bitwise_and(T.shift_right(weights, unsigned(4, lanes)) if high else weights, unsigned(0x0F0F0F0F, lanes))
+def _nibbles(weights: Any, half: Any, lanes: int) -> Any:
+    shift = T.Broadcast(T.Cast("uint32", half * 4), lanes)
+    return T.bitwise_and(T.shift_right(weights, shift), unsigned(0x0F0F0F0F, lanes))
 
 
 def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., Any]:
     """Statement `run(data, scale, block, groups, x, y, y_at, add, valid)`: `rows` rows times a block of 16 weight rows.
 
-    `groups` is how many groups a row has. `x` is a triple of expressions: word(i, column), scale(i, group) and
-    offset(i, group). y(i, n) = sum + add(i, n) for the block's rows n < `valid`.
+    `groups` is how many groups a row has. `x` is a triple of expressions: codes(i, column, how many), scale(i, group)
+    and offset(i, group). y(i, n) = sum + add(i, n) for the block's rows n < `valid`.
     """
-    unit = unit_of(layout, tile)
-    lanes = unit.lanes
+    unit = unit_of(layout, tile).for_rows(rows)
+    if rows % unit.rows:
+        return _one_more(block_tile(layout, tile, rows - 1), block_tile(layout, tile, 1), rows - 1)
+    lanes, together = unit.lanes, unit.rows
     block_vectors = layout.rows // lanes
     vectors = block_vectors if rows <= tile.wide_rows else max(1, block_vectors // 2)
     passes = block_vectors // vectors
@@ -124,16 +122,28 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
     lines = words // passes  # cache lines (16 words) that a group's pass asks for in advance
     subtract = unit.zero_left != 0
 
-    def weights(data: Any, block: Any, g: Any, w: int, half: int, vector: Any) -> Any:
-        stored = data[block, g, w, T.Ramp(vector * lanes, 1, lanes)]
-        return _nibbles(stored, half, lanes) if halves == 2 else stored
+    def sum_at(pair: Any, v: Any, part: int) -> Any:
+        return T.Ramp(((pair * vectors + v) * together + part) * sum_lanes, 1, sum_lanes)
 
-    def accumulate(acc: Any, at: Any, first: bool, weight: Any, word: Any) -> Any:
-        return unit.first(weight, word) if first else unit.add(acc[at], weight, word)
+    def total_at(i: Any, v: Any) -> Any:
+        return T.Ramp((i * vectors + v) * lanes, 1, lanes)
 
-    def group_sum(acc: Any, at: Any, offset: Any) -> Any:
-        total = unit.finish(acc[at])
-        return T.Cast(f"float32x{lanes}", total + T.Broadcast(offset, lanes) if subtract else total)
+    def step(total: Any, data: Any, x: Any, at: tuple[Any, ...], part: int) -> Any:
+        block, g, w, half, vector, i = at
+        zero = T.Broadcast(T.Cast(sum_dtype, 0), sum_lanes)
+        return unit.add(
+            T.Select(w + half == 0, zero, total),
+            [data[block, g, w * together + word, T.Ramp(vector * lanes, 1, lanes)] for word in range(together)],
+            lambda words: _nibbles(words, half, lanes) if halves == 2 else words,
+            unit.operand(x[0], i * together, g * GROUP + half * (GROUP // 2) + w * together * 4),
+            part,
+        )
+
+    def scaled(acc: Any, x: Any, g: Any, pair: Any, v: Any, row: int) -> Any:
+        total = unit.finish([acc[sum_at(pair, v, part)] for part in range(together)], row)
+        i = pair * together + row
+        whole = T.Cast(f"float32x{lanes}", total + T.Broadcast(x[2](i, g), lanes) if subtract else total)
+        return whole * T.Broadcast(x[1](i, g), lanes)
 
     @T.inline
     def run(data, scale, block, groups, x, y, y_at, add, valid):
@@ -143,50 +153,51 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
                 total[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
             for g in T.serial(groups):
                 acc = T.alloc_buffer((sums * sum_lanes,), sum_dtype, scope="global")
-                for w in T.unroll(words):
+                for w in T.unroll(words // together):
                     # LLVM moves no load across a prefetch: between the words, they keep few loads alive at a time.
-                    if ahead > 0 and w % passes == 0:
-                        prefetch(
-                            data,
-                            block,
-                            p * (groups // passes) + (g + ahead) // passes,
-                            (g + ahead) % passes * lines + w // passes,
-                        )
-                    for half in T.unroll(halves):
+                    for q in T.unroll(together):
+                        if ahead > 0 and (w * together + q) % passes == 0:
+                            prefetch(
+                                data,
+                                block,
+                                p * (groups // passes) + (g + ahead) // passes,
+                                (g + ahead) % passes * lines + (w * together + q) // passes,
+                            )
+                    # The order of what is next to each other decides how many registers LLVM needs.
+                    if together == 1:
+                        for half in T.unroll(halves):
+                            for v in T.unroll(vectors):
+                                for i in T.unroll(rows):
+                                    acc[sum_at(i, v, 0)] = step(
+                                        acc[sum_at(i, v, 0)], data, x, (block, g, w, half, p * vectors + v, i), 0
+                                    )
+                    else:
                         for v in T.unroll(vectors):
-                            for i in T.unroll(rows):
-                                if w + half == 0:
-                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
-                                        acc,
-                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
-                                        True,
-                                        weights(data, block, g, 0, 0, p * vectors + v),
-                                        x[0](i, g * GROUP),
+                            for half in T.unroll(halves):
+                                for i in T.unroll(rows // 2):
+                                    acc[sum_at(i, v, 0)] = step(
+                                        acc[sum_at(i, v, 0)], data, x, (block, g, w, half, p * vectors + v, i), 0
                                     )
-                                if (w > 0) and (half == 0):
-                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
-                                        acc,
-                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
-                                        False,
-                                        weights(data, block, g, w, 0, p * vectors + v),
-                                        x[0](i, g * GROUP + w * 4),
+                            for half in T.unroll(halves):
+                                for i in T.unroll(rows // 2):
+                                    acc[sum_at(i, v, 1)] = step(
+                                        acc[sum_at(i, v, 1)], data, x, (block, g, w, half, p * vectors + v, i), 1
                                     )
-                                if half == 1:
-                                    acc[T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes)] = accumulate(
-                                        acc,
-                                        T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes),
-                                        False,
-                                        weights(data, block, g, w, 1, p * vectors + v),
-                                        x[0](i, g * GROUP + GROUP // 2 + w * 4),
-                                    )
-                for i in T.unroll(rows):
+                for i in T.unroll(rows // together):
                     for v in T.unroll(vectors):
-                        total[T.Ramp((i * vectors + v) * lanes, 1, lanes)] = T.fma(
-                            group_sum(acc, T.Ramp((i * vectors + v) * sum_lanes, 1, sum_lanes), x[2](i, g))
-                            * T.Broadcast(x[1](i, g), lanes),
+                        total[total_at(i * together, v)] = T.fma(
+                            scaled(acc, x, g, i, v, 0),
                             T.Cast(f"float32x{lanes}", scale[block, g, T.Ramp((p * vectors + v) * lanes, 1, lanes)]),
-                            total[T.Ramp((i * vectors + v) * lanes, 1, lanes)],
+                            total[total_at(i * together, v)],
                         )
+                        if together == 2:
+                            total[total_at(i * together + 1, v)] = T.fma(
+                                scaled(acc, x, g, i, v, 1),
+                                T.Cast(
+                                    f"float32x{lanes}", scale[block, g, T.Ramp((p * vectors + v) * lanes, 1, lanes)]
+                                ),
+                                total[total_at(i * together + 1, v)],
+                            )
             if valid >= layout.rows:
                 for i in T.unroll(rows):
                     for n in T.vectorized(vectors * lanes):
@@ -200,6 +211,27 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
                             y[y_at(i, p * vectors * lanes + n)] = total[i * vectors * lanes + n] + add(
                                 i, p * vectors * lanes + n
                             )
+
+    return run
+
+
+def _one_more(most: Callable[..., Any], last: Callable[..., Any], row: int) -> Callable[..., Any]:
+    """`block_tile` for a row, `row`, that is left over after pairs."""
+
+    @T.inline
+    def run(data, scale, block, groups, x, y, y_at, add, valid):
+        most(data, scale, block, groups, x, y, y_at, add, valid)
+        last(
+            data,
+            scale,
+            block,
+            groups,
+            shifted(x, row),
+            y,
+            lambda i, n: y_at(row + i, n),
+            lambda i, n: add(row + i, n),
+            valid,
+        )
 
     return run
 
@@ -282,13 +314,13 @@ def block_product(layout: PackedLayout, tile: CpuTile) -> Callable[..., Any]:
 
 def shifted(x: tuple[Callable[..., Any], ...], start: Any) -> tuple[Callable[..., Any], ...]:
     """Activations with rows counted from `start`."""
-    return tuple(lambda i, k, part=part: part(start + i, k) for part in x)
+    return tuple(lambda i, *at, part=part: part(start + i, *at) for part in x)
 
 
 def activations(codes: Any, scales: Any, offsets: Any, row: Callable[[Any], Any] = lambda i: i) -> tuple[Any, ...]:
     """The triple of expressions that a product takes, from the buffers of quantized rows; row(i) is where row i is."""
     return (
-        lambda i, column: word_at(codes, row(i), column),
+        lambda i, column, n: codes[row(i), T.Ramp(column, 1, n)],
         lambda i, group: scales[row(i), group],
         lambda i, group: offsets[row(i), group],
     )

@@ -13,6 +13,7 @@ from levels import LEVELS, level_tile, offsets_for
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.cpu_tiles import CpuTile
 from relax_model.layout import PackedLayout, layout_of
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
@@ -21,9 +22,8 @@ PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 ATTENTION = AttentionShape(5, 72, 24, 8, 20, True, 0.2, 16, "float16")
 
 
-def on_both(level: str, layout: PackedLayout, operator: str, arguments: tuple, codes: list, rest: list, *out):
+def on_both(level: str, tile: CpuTile, layout: PackedLayout, operator: str, arguments, codes: list, rest: list, *out):
     """A kernel's outputs under QEMU and on this processor, from the same codes with the offsets that each takes."""
-    tile = level_tile(level)
     theirs = [*codes, offsets_for(layout, tile, codes[0]), *rest]
     ours = [*codes, offsets_for(layout, TILE, codes[0]), *rest]
     return run_emulated(level, tile, operator, arguments, theirs, *out), run(operator, arguments, ours, *out)
@@ -44,9 +44,10 @@ def test_quantizing_gives_the_same_codes(level: str, quantization: str) -> None:
 
 
 @pytest.mark.parametrize("quantization", PACKED)
-@pytest.mark.parametrize("level", AARCH64)
-def test_products_have_the_same_bits(level: str, quantization: str) -> None:
-    layout = layout_of(quantization)
+@pytest.mark.parametrize(("level", "changed"), [*((level, {}) for level in AARCH64), ("aarch64-i8mm", {"dot_rows": 5})])
+def test_products_have_the_same_bits(level: str, changed: dict[str, int], quantization: str) -> None:
+    """Five rows are two pairs and one that is left, where a level multiplies pairs."""
+    layout, tile = layout_of(quantization), level_tile(level, **changed)
     for out, width in [(7, 33), (1, 1), (130, 70), (96, 512)]:
         random = np.random.default_rng(out)
         arrays, exact = stored(layout, random.standard_normal((out, width), np.float32))
@@ -55,7 +56,7 @@ def test_products_have_the_same_bits(level: str, quantization: str) -> None:
             codes = run("quantize", (layout, width), [x], *quantized(layout, rows, width))
             residual = random.standard_normal((rows, out), np.float32)
             arguments, rest, y = (layout, True), [*arrays, residual], ((rows, out), "float32")
-            (found,), (expected,) = on_both(level, layout, "quantized_linear", arguments, codes[:2], rest, y)
+            (found,), (expected,) = on_both(level, tile, layout, "quantized_linear", arguments, codes[:2], rest, y)
             assert np.array_equal(found, expected)
             assert np.abs(found - (meaning(codes, width) @ exact.T + residual)).max() < 2e-6 * np.sqrt(width)
 
@@ -71,7 +72,7 @@ def test_gate_and_up_give_the_same_codes(level: str, quantization: str) -> None:
             x = random.standard_normal((rows, hidden), np.float32) * 4
             codes = run("quantize", (layout, hidden), [x], *quantized(layout, rows, hidden))
             out = quantized(layout, rows, width)
-            found, expected = on_both(level, layout, "gate_up", (layout,), codes[:2], arrays, *out)
+            found, expected = on_both(level, level_tile(level), layout, "gate_up", (layout,), codes[:2], arrays, *out)
             assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
             assert np.array_equal(found[2], offsets_for(layout, level_tile(level), found[0]))
             gate, up = (meaning(codes, hidden) @ half.T for half in (exact[:width], exact[width:]))

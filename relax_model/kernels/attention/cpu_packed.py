@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_packed import GROUP, Factors, block_product, over_rows, prefetch, word_at
+from relax_model.kernels.cpu_packed import GROUP, Factors, block_product, over_rows, prefetch
 from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, nothing
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import PackedLayout
@@ -179,7 +179,7 @@ def value_project(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) ->
                         task // blocks * per_head + before + task % blocks,
                         groups,
                         (
-                            lambda i, column: word_at(Codes, i, task // blocks * groups * GROUP + column),
+                            lambda i, column, n: Codes[i, T.Ramp(task // blocks * groups * GROUP + column, 1, n)],
                             lambda i, group: Scales[i, task // blocks * groups + group],
                             lambda i, group: Offsets[i, task // blocks * groups + group],
                         ),
