@@ -90,6 +90,11 @@ class PackedLayout:
         """Words of a row's group."""
         return self.base.group_size * self.base.bits // 32
 
+    @property
+    def halves(self) -> int:
+        """Parts of a group that share its words: 2, low and high nibbles, with 4 bits."""
+        return 8 // self.base.bits
+
     def blocks(self, parts: tuple[int, ...]) -> int:
         """Blocks of one round of `parts`."""
         return sum(-(-part // self.rows) for part in parts)

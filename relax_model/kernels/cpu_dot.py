@@ -1,7 +1,7 @@
 """Integer dot products as processors have them: four unsigned 8-bit weights by four signed activations a lane.
 
-A unit adds, to each 32-bit lane of a sum, the products of a word of weight codes with a word of activations that all
-lanes share. Sums are exact integers, so that every unit gives the same bits.
+A unit adds, to each 32-bit lane of a sum, the products of a word of weight codes with a word of activations, which all
+lanes share unless the kernel wants otherwise. Sums are exact integers, so that every unit gives the same bits.
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from tvm.script import tirx as T
 # codes(row, column, n) is n neighbouring int8 codes of a row of activations.
 Codes = Callable[[Any, Any, int], Any]
 Decoder = Callable[[Any], Any]
-
-
-def shared(word: Any, lanes: int, dtype: str) -> Any:
-    """A 32-bit word in every lane, as a vector of `dtype`."""
-    return T.reinterpret(dtype, T.Broadcast(word, lanes))
 
 
 def unsigned(value: int, lanes: int) -> Any:
@@ -64,11 +59,12 @@ class DotUnit:
         return self
 
     def operand(self, codes: Codes, row: Any, column: Any) -> Any:
-        """A step's activations: those of its rows from `column` on."""
-        return T.reinterpret("int32", codes(row, column, 4))
+        """A step's activations: those of its rows from `column` on, int32 (lanes) or as many bytes."""
+        return T.Broadcast(T.reinterpret("int32", codes(row, column, 4)), self.lanes)
 
     def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
-        """Running sum `part` and one more step; words are uint32 (lanes), and codes_of(words) are a code a byte."""
+        """Running sum `part` and one more step with the operand x; words are uint32 (lanes), and codes_of(words) are a
+        code a byte."""
         raise NotImplementedError
 
     def finish(self, totals: list[Any], row: int) -> Any:
@@ -87,7 +83,9 @@ class PortableUnit(DotUnit):
                 f"int32x{lanes}",
                 T.bitwise_and(T.shift_right(codes_of(words[0]), unsigned(8 * byte, lanes)), unsigned(255, lanes)),
             )
-            * T.Broadcast(T.shift_right(T.shift_left(x, T.int32(24 - 8 * byte)), T.int32(24)), lanes)
+            * T.shift_right(
+                T.shift_left(x, T.Broadcast(T.int32(24 - 8 * byte), lanes)), T.Broadcast(T.int32(24), lanes)
+            )
             for byte in range(4)
         ]
         return total + (products[0] + products[1] + products[2] + products[3])
@@ -119,9 +117,9 @@ class MaddubsUnit(DotUnit):
         """See DotUnit."""
         return self._widen(totals[0]) if self.bits == 4 else totals[0]
 
-    def _products(self, weights: Any, word: Any) -> Any:
+    def _products(self, weights: Any, x: Any) -> Any:
         bytes_ = f"int8x{4 * self.lanes}"
-        activations = shared(word, self.lanes, bytes_)
+        activations = T.reinterpret(bytes_, x)
         if self.bits == 4:
             return self._pairs(T.reinterpret(bytes_, weights), activations)
         signed = T.reinterpret(bytes_, weights) - T.Broadcast(T.int8(self.zero), 4 * self.lanes)
@@ -155,7 +153,7 @@ class VnniUnit(DotUnit):
             name,
             total,
             T.reinterpret(f"uint8x{4 * self.lanes}", codes_of(words[0])),
-            shared(x, self.lanes, f"int8x{4 * self.lanes}"),
+            T.reinterpret(f"int8x{4 * self.lanes}", x),
         )
 
 
@@ -171,7 +169,7 @@ class SdotUnit(DotUnit):
         """See DotUnit."""
         codes = codes_of(words[0])
         signed = codes if self.bits == 4 else T.bitwise_xor(codes, unsigned(0x80808080, self.lanes))
-        return _neon("sdot", total, signed, shared(x, self.lanes, "int8x16"))
+        return _neon("sdot", total, signed, x)
 
 
 class UsdotUnit(DotUnit):
@@ -179,7 +177,7 @@ class UsdotUnit(DotUnit):
 
     def add(self, total: Any, words: list[Any], codes_of: Decoder, x: Any, part: int) -> Any:
         """See DotUnit."""
-        return _neon("usdot", total, codes_of(words[0]), shared(x, self.lanes, "int8x16"))
+        return _neon("usdot", total, codes_of(words[0]), x)
 
 
 class UsmmlaUnit(UsdotUnit):
@@ -206,7 +204,7 @@ class UsmmlaUnit(UsdotUnit):
         """See DotUnit."""
         # Zipped before they are decoded, as one zip then serves the low and the high nibbles.
         zipped = T.Shuffle(words, ([0, 4, 1, 5], [2, 6, 3, 7])[part])
-        return _neon("usmmla", total, codes_of(zipped), T.reinterpret("int8x16", x))
+        return _neon("usmmla", total, codes_of(zipped), x)
 
     def finish(self, totals: list[Any], row: int) -> Any:
         """See DotUnit."""
@@ -215,7 +213,8 @@ class UsmmlaUnit(UsdotUnit):
 
 def _neon(name: str, total: Any, codes: Any, activations: Any) -> Any:
     intrinsic = f"llvm.aarch64.neon.{name}.v4i32.v16i8"
-    return T.call_llvm_pure_intrin("int32x4", intrinsic, total, T.reinterpret("int8x16", codes), activations)
+    bytes_ = (T.reinterpret("int8x16", value) for value in (codes, activations))
+    return T.call_llvm_pure_intrin("int32x4", intrinsic, total, *bytes_)
 
 
 _UNITS: dict[str, type[DotUnit]] = {

@@ -19,7 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from relax_model.kernels.cpu_dot import DotUnit, dot_unit, unsigned
-from relax_model.kernels.cpu_tiles import CpuTile, lane_sum
+from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, span
 from relax_model.layout import PackedLayout
 
 GROUP = 32  # activations that share a scale: as many as weights do
@@ -42,10 +42,10 @@ def flat(shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
 
 
 def quantizer(lanes: int, zero_left: int) -> Callable[..., Any]:
-    """Statement `quantize(x, codes, code_at, scales, offsets, group_at)`: one group of 32 values x(k).
+    """Statement `quantize(x, codes, code_at, scales, offsets, group_at)`: one group of 32 values; x(k, n) is n of them.
 
     scale = max |x| / 127 and code = round(x / scale) to the nearest even (Jacob et al. 2018, arXiv:1712.05877, with
-    zero at zero); codes[code_at(k)], scales[group_at], offsets[group_at].
+    zero at zero); codes[code_at(k, n)], scales[group_at], offsets[group_at].
     """
     vectors = GROUP // lanes
 
@@ -54,29 +54,25 @@ def quantizer(lanes: int, zero_left: int) -> Callable[..., Any]:
         largest = T.alloc_buffer((lanes,), "float32", scope="global")
         factor = T.alloc_buffer((2,), "float32", scope="global")
         total = T.alloc_buffer((lanes,), "int32", scope="global")
-        for v in T.vectorized(lanes):
-            largest[v] = T.float32(0)
-            total[v] = T.int32(0)
+        whole = T.alloc_buffer((lanes,), "int32", scope="global")
+        largest[T.Ramp(0, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+        total[T.Ramp(0, 1, lanes)] = T.Broadcast(T.int32(0), lanes)
         for w in T.unroll(vectors):
-            for v in T.vectorized(lanes):
-                largest[v] = T.max(largest[v], T.abs(x(w * lanes + v)))
+            largest[T.Ramp(0, 1, lanes)] = T.max(largest[T.Ramp(0, 1, lanes)], T.abs(x(w * lanes, lanes)))
         factor[0] = lane_max(largest, lanes)
         factor[1] = T.if_then_else(factor[0] > T.float32(_LEAST), T.float32(_LARGEST_CODE) / factor[0], T.float32(0))
         for w in T.unroll(vectors):
-            for v in T.vectorized(lanes):
-                codes[code_at(w * lanes + v)] = T.Cast("int8", T.Cast("int32", _nearest(x(w * lanes + v) * factor[1])))
-            for v in T.vectorized(lanes):
-                total[v] = total[v] + T.Cast("int32", _nearest(x(w * lanes + v) * factor[1]))
+            whole[T.Ramp(0, 1, lanes)] = T.Cast(
+                f"int32x{lanes}", T.nearbyint(x(w * lanes, lanes) * T.Broadcast(factor[1], lanes))
+            )
+            codes[code_at(w * lanes, lanes)] = T.Cast(f"int8x{lanes}", whole[T.Ramp(0, 1, lanes)])
+            total[T.Ramp(0, 1, lanes)] = total[T.Ramp(0, 1, lanes)] + whole[T.Ramp(0, 1, lanes)]
         scales[group_at] = T.if_then_else(
             factor[0] > T.float32(_LEAST), factor[0] / T.float32(_LARGEST_CODE), T.float32(0)
         )
         offsets[group_at] = lane_sum(total, 0, lanes) * T.int32(-zero_left)
 
     return quantize
-
-
-def _nearest(value: Any) -> Any:
-    return T.nearbyint(value)
 
 
 def lane_max(buffer: Any, lanes: int) -> Any:
@@ -98,9 +94,12 @@ def prefetch(data, block, g, w):
     )
 
 
-def _nibbles(weights: Any, half: Any, lanes: int) -> Any:
+def codes_of(layout: PackedLayout, words: Any, half: Any, lanes: int) -> Any:
+    """A code a byte: the low or the high nibbles of 4-bit words, `half` of a group each; all of 8-bit words."""
+    if layout.halves == 1:
+        return words
     shift = T.Broadcast(T.Cast("uint32", half * 4), lanes)
-    return T.bitwise_and(T.shift_right(weights, shift), unsigned(0x0F0F0F0F, lanes))
+    return T.bitwise_and(T.shift_right(words, shift), unsigned(0x0F0F0F0F, lanes))
 
 
 def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., Any]:
@@ -117,8 +116,7 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
     vectors = block_vectors if rows <= tile.wide_rows else max(1, block_vectors // 2)
     passes = block_vectors // vectors
     sums, (sum_dtype, sum_lanes) = rows * vectors, unit.sum_type
-    halves = 2 if layout.base.bits == 4 else 1
-    words, ahead = layout.words, tile.prefetch
+    halves, words, ahead = layout.halves, layout.words, tile.prefetch
     lines = words // passes  # cache lines (16 words) that a group's pass asks for in advance
     subtract = unit.zero_left != 0
 
@@ -134,7 +132,7 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
         return unit.add(
             T.Select(w + half == 0, zero, total),
             [data[block, g, w * together + word, T.Ramp(vector * lanes, 1, lanes)] for word in range(together)],
-            lambda words: _nibbles(words, half, lanes) if halves == 2 else words,
+            lambda words: codes_of(layout, words, half, lanes),
             unit.operand(x[0], i * together, g * GROUP + half * (GROUP // 2) + w * together * 4),
             part,
         )
@@ -357,22 +355,32 @@ def unpacker(layout: PackedLayout) -> Callable[..., Any]:
 
 
 def row_quantizer(layout: PackedLayout, tile: CpuTile, width: int) -> Callable[..., Any]:
-    """Statement `quantize(x, row, codes, scales, offsets)`: a whole row of `width` values x(k), zeros behind them."""
+    """Statement `quantize(x, row, codes, scales, offsets)`: a whole row of `width` values, zeros behind them.
+
+    x(k, n) is n of them from k on.
+    """
     groups = layout.base.groups(width)
     quantize = quantizer(tile.lanes, unit_of(layout, tile).zero_left)
 
     @T.inline
     def quantize_row(x, row, codes, scales, offsets):
         for g in T.serial(width // GROUP):
-            quantize(lambda k: x(g * GROUP + k), codes, lambda k: (row, g * GROUP + k), scales, offsets, (row, g))
+            quantize(
+                lambda k, n: x(g * GROUP + k, n),
+                codes,
+                lambda k, n: (row, span(g * GROUP + k, n)),
+                scales,
+                offsets,
+                (row, g),
+            )
         if width % GROUP > 0:
             rest = T.alloc_buffer((GROUP,), "float32", scope="global")
             for k in T.serial(GROUP):
-                rest[k] = T.if_then_else(k < width % GROUP, x(T.min(width // GROUP * GROUP + k, width - 1)), 0.0)
+                rest[k] = T.if_then_else(k < width % GROUP, x(T.min(width // GROUP * GROUP + k, width - 1), 1), 0.0)
             quantize(
-                lambda k: rest[k],
+                lambda k, n: rest[span(k, n)],
                 codes,
-                lambda k: (row, (groups - 1) * GROUP + k),
+                lambda k, n: (row, span((groups - 1) * GROUP + k, n)),
                 scales,
                 offsets,
                 (row, groups - 1),

@@ -152,6 +152,17 @@ def _from_bfloat16(bits: Any) -> Any:
     return T.reinterpret("float32", T.shift_left(T.Cast("uint32", bits), T.uint32(16)))
 
 
+def span(start: Any, count: int) -> Any:
+    """The index of `count` neighbours from `start` on."""
+    return start if count == 1 else T.Ramp(start, 1, count)
+
+
+def as_float32(value: Any) -> Any:
+    """A number or a vector in float32."""
+    lanes = value.ty.dtype.lanes
+    return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+
+
 def lane_sum(buffer: Any, base: Any, lanes: int) -> Any:
     """The sum of `lanes` neighbours of a one-dimensional buffer, by halves."""
     values = [buffer[base + lane] for lane in range(lanes)]

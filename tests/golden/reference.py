@@ -148,6 +148,10 @@ class ReferenceModel:
             q_pe = self._rotate(q[:, head, self.nope :])
             keys = np.concatenate([c_kv @ kv_b[head, : self.nope].T, k_pe], axis=-1)
             queries = np.concatenate([q[:, head, : self.nope], q_pe], axis=-1)
+            if self.eight_bits:
+                keys = np.concatenate([c_kv, k_pe], axis=-1)
+                absorbed = absorbed_in_eight_bits(q[:, head, : self.nope], kv_b[head, : self.nope])
+                queries = np.concatenate([absorbed, q_pe], axis=-1)
             latents = self._attend(queries, keys, c_kv)
             output[:, head] = self._round(latents) @ kv_b[head, self.nope :].T
         return self._linear(output.reshape(tokens, -1), f"{prefix}.o_proj")
@@ -221,6 +225,20 @@ def in_eight_bits(values: np.ndarray) -> np.ndarray:
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     codes = np.rint(groups * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
     return (codes.astype(np.float64) * (largest / np.float32(127))).reshape(rows, -1)[:, :columns]
+
+
+def absorbed_in_eight_bits(q_nope: np.ndarray, w_uk: np.ndarray) -> np.ndarray:
+    """q_nope (tokens, nope) · w_uk (nope, kv_lora_rank), each query times its weights' scales rounded to 8 bits.
+
+    The largest weight of a group of 32 is always the same number of its scale's, so that it serves as the scale.
+    """
+    absorbed = np.empty((len(q_nope), w_uk.shape[1]))
+    for start in range(0, w_uk.shape[1], 32):
+        weights = w_uk[:, start : start + 32]
+        scales = np.abs(weights).max(axis=1)
+        codes = weights / np.where(scales == 0, 1, scales)[:, None]
+        absorbed[:, start : start + 32] = in_eight_bits(q_nope * scales) @ codes
+    return absorbed
 
 
 def _choose(scores: np.ndarray, k: int, groups: int, kept: int, best: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden.reference import in_eight_bits
+from golden.reference import absorbed_in_eight_bits, in_eight_bits
 from kernel_harness import TILE, error, meaning, quantized, run, stored
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns
@@ -67,7 +67,8 @@ class World:
     ) -> np.ndarray:
         """Attention output (rows, heads · v) in float64, from explicit keys and values.
 
-        `rounded` takes them from latents rounded to 8 bits; `absorbed` is before W_UV: (rows, heads, kv_lora_rank).
+        `rounded` takes them from latents rounded to 8 bits. `absorbed` is what packed weights give before W_UV, (rows,
+        heads, kv_lora_rank), with queries rounded to 8 bits.
         """
         shape = self.shape
         _, angles = self.table(positions)
@@ -80,9 +81,12 @@ class World:
                 query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
                 q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
                 keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
+                if absorbed:
+                    keys, values = latent, latent
+                    q_nope = absorbed_in_eight_bits(q_nope[None], self.kv_b[head, : shape.nope])[0]
                 scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
                 weights = np.exp(scores - scores.max())
-                out[row, head] = weights / weights.sum() @ (latent if absorbed else values)
+                out[row, head] = weights / weights.sum() @ values
         return out if absorbed else out.reshape(len(q), -1)
 
     def absorbed(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from relax_model.kernels.attention.cpu_heads import LOWEST, head_groups, outer, 
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_math import exp2
 from relax_model.kernels.cpu_packed import GROUP, quantizer, unit_of
-from relax_model.kernels.cpu_tiles import CpuTile, without
+from relax_model.kernels.cpu_tiles import CpuTile, span, without
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout, PackedLayout
 
@@ -148,9 +148,9 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                     row[rank + c] = T.float32(0)
                 for q in T.serial(head_columns // GROUP):
                     quantize(
-                        lambda k: row[q * GROUP + k],
+                        lambda k, n: row[span(q * GROUP + k, n)],
                         Codes,
-                        lambda k: (i, (g * heads.lanes + head) * head_columns + q * GROUP + k),
+                        lambda k, n: (i, span((g * heads.lanes + head) * head_columns + q * GROUP + k, n)),
                         Scales,
                         Offsets,
                         (i, (g * heads.lanes + head) * (head_columns // GROUP) + q),

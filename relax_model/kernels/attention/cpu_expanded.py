@@ -22,10 +22,12 @@ from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_packed import GROUP, Factors, activations, block_product, row_quantizer
 from relax_model.kernels.cpu_tiles import (
     CpuTile,
+    as_float32,
     multiplier,
     nothing,
     padded,
     scale_names,
+    span,
     stored,
     unpacker,
     without,
@@ -147,7 +149,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
             if packed:
                 for j in T.parallel(Positions[m - 1] + 1):
                     quantize_latent(
-                        lambda k: T.Cast("float32", Cache[PageTable[Sequences[0], j // page], j % page, k]),
+                        lambda k, n: as_float32(Cache[PageTable[Sequences[0], j // page], j % page, span(k, n)]),
                         j,
                         codes,
                         scales,

@@ -1,10 +1,11 @@
-"""`kv_b_proj` on either side of absorbed attention, packed: W_UK by its columns in floats, W_UV by its rows in 8 bits.
+"""`kv_b_proj` on either side of absorbed attention, packed: W_UK by its columns, W_UV by its rows, both in 8 bits.
 
 A head's blocks of `kv_b_proj` are W_UK's (nope rows) and then W_UV's (v rows).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
@@ -12,91 +13,168 @@ from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_packed import GROUP, Factors, block_product, over_rows, prefetch
-from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, nothing
+from relax_model.kernels.cpu_packed import (
+    GROUP,
+    Factors,
+    block_product,
+    codes_of,
+    over_rows,
+    prefetch,
+    quantizer,
+    unit_of,
+)
+from relax_model.kernels.cpu_tiles import CpuTile, nothing, span
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import PackedLayout
 
-_GROUPS_AHEAD = 2
-_ABSORB_ROWS = 3  # rows that share an unpacked weight: 3 × 4 sums and a few more fit in 16 registers
+
+@dataclass(frozen=True)
+class _HeadGroup:
+    """What makes a group of a head's absorbed queries: buffers, and which group of which head."""
+
+    q: Any
+    data: Any
+    scale: Any
+    y: Any
+    head: Any
+    group: Any
+
+
+_GROUPS_AHEAD = 3
+_ABSORB_ROWS = 2  # rows that share a transposed word: their sums and a few more fit in 16 registers
 
 
 def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> PrimFunc:
     """See `attention.cpu.query_absorb`. A task is a group of 32 latent channels of a head.
 
-    Sums run over a head's nope rows, which lie in the lanes of a block: Σ_n (q_n · scale_n) · (code_n − zero), with the
-    zeros taken off at the end.
+    A channel is Σ_n q_n · scale_n · (code_n − zero) over a head's nope rows, which have a scale each, so that it is
+    q_n · scale_n that is rounded to 8 bits. A word of weights has four columns of a row and a dot product wants four
+    rows of a column, so that words change their bytes among four rows:
+
+        row n      c0 c1 c2 c3             n0 n1 n2 n3   column c0   · x (n0 … n3)
+        row n + 1  c0 c1 c2 c3      →      n0 n1 n2 n3   column c1   · x (n0 … n3)
+        …                                  …
     """
-    rank, heads, lanes = shape.kv_lora_rank, shape.heads, tile.lanes
+    rank, heads = shape.kv_lora_rank, shape.heads
     specs = layout.buffers((heads * shape.expanded_width, rank), (shape.nope, shape.v))
     data_shape, scale_shape = specs["q_weight"].shape, specs["q_scale"].shape
     groups = scale_shape[1]
-    per_head, blocks = layout.blocks((shape.nope, shape.v)), layout.blocks((shape.nope,))
-    vectors, padded = layout.rows // lanes, blocks * layout.rows
-    bits, halves = layout.base.bits, 8 // layout.base.bits
+    per_head, rows_of = layout.blocks((shape.nope, shape.v)), layout.rows
+    unit = unit_of(layout, tile).for_rows(1)
+    lanes, (sum_dtype, sum_lanes) = unit.lanes, unit.sum_type
+    nope_groups, halves = -(-shape.nope // GROUP), layout.halves
+    padded = nope_groups * GROUP
+    quantize = quantizer(tile.lanes, unit.zero_left)
     columns = query_columns(shape, tile)
     empty = columns[0] * columns[2] - heads
 
-    def code(data: Any, block: Any, g: Any, w: Any, v: Any, bit: Any) -> Any:
-        word = T.shift_right(data[block, g, w, T.Ramp(v * lanes, 1, lanes)], T.Broadcast(T.Cast("uint32", bit), lanes))
-        masked = T.bitwise_and(word, T.Broadcast(T.uint32(2**bits - 1), lanes))
-        return T.Cast(f"float32x{lanes}", T.reinterpret(f"int32x{lanes}", masked))
+    def transposed(words: Any) -> Any:
+        order = [quad * 16 + n * 4 + c for quad in range(lanes // 4) for c in range(4) for n in range(4)]
+        return T.reinterpret(f"uint32x{lanes}", T.Shuffle([T.reinterpret(f"int8x{4 * lanes}", words)], order))
+
+    def for_columns(codes: Any, i: Any, n: Any) -> Any:
+        """Four codes from row n on, for each of four columns, and so on with the next four."""
+        words = codes[i, T.Ramp(n, 1, lanes)]
+        if lanes == 4:
+            return T.Broadcast(T.reinterpret("int32", words), 4)
+        # TVM wants as many lanes in as out.
+        return T.Shuffle([T.reinterpret(f"int32x{lanes // 4}", words)] * 4, [lane // 4 for lane in range(lanes)])
+
+    def word(f: _HeadGroup, block: Any, w: Any, v: Any) -> Any:
+        return f.data[f.head * per_head + block, f.group, w, T.Ramp(v * lanes, 1, lanes)]
+
+    def place(f: _HeadGroup, row: Any, column: Any) -> Any:
+        return query_place(shape, tile, row, f.head, f.group * GROUP + column)
+
+    def sum_at(i: int, half: int) -> Any:
+        return T.Ramp((i * halves + half) * sum_lanes, 1, sum_lanes)
+
+    def total_at(i: int, half: int) -> Any:
+        return T.Ramp((i * halves + half) * lanes, 1, lanes)
+
+    def finished(total: Any, acc: Any, scales: Any, at: tuple[Any, ...]) -> Any:
+        i, half, q = at
+        whole = T.Cast(f"float32x{lanes}", unit.finish([acc[sum_at(i, half)]], 0))
+        return T.fma(whole, T.Broadcast(scales[i, q], lanes), total[total_at(i, half)])
+
+    def query(f: _HeadGroup, row: Any, n: Any) -> Any:
+        """A query's value times the scale of W_UK's row n; n may be past the last row, which a padded group has."""
+        q, block = f.q[row, f.head * shape.query_width + n], f.head * per_head + n // rows_of
+        return q * T.Cast("float32", f.scale[block, f.group, n % rows_of])
+
+    @T.inline
+    def ask_for(f, block, w):
+        # After a head's last groups come the next head's first.
+        prefetch(
+            f.data,
+            (f.head + (f.group + _GROUPS_AHEAD) // groups) * per_head + block,
+            (f.group + _GROUPS_AHEAD) % groups,
+            w,
+        )
 
     def tile_of(rows: int):
         @T.inline
-        def absorb_rows(start, arguments):
-            Q, data, scale, Y, h, g = arguments
-            scaled = T.alloc_buffer((rows, padded), "float32", scope="global")
+        def absorb_rows(start, f):
+            scaled = T.alloc_buffer((padded,), "float32", scope="global")
+            codes = T.alloc_buffer((rows, padded), "int8", scope="global")
+            scales = T.alloc_buffer((rows, nope_groups), "float32", scope="global")
+            offsets = T.alloc_buffer((rows, nope_groups), "int32", scope="global")
             zeros = T.alloc_buffer((rows,), "float32", scope="global")
             for i in T.unroll(rows):
-                total = T.alloc_buffer((lanes,), "float32", scope="global")
-                for v in T.vectorized(lanes):
-                    total[v] = T.float32(0)
-                for b in T.serial(blocks):
-                    for v in T.unroll(vectors):
-                        scaled[i, T.Ramp((b * vectors + v) * lanes, 1, lanes)] = T.Cast(
-                            f"float32x{lanes}", scale[h * per_head + b, g, T.Ramp(v * lanes, 1, lanes)]
-                        )
-                for n in T.serial(shape.nope // lanes):
-                    for v in T.vectorized(lanes):
-                        scaled[i, n * lanes + v] = (
-                            scaled[i, n * lanes + v] * Q[start + i, h * shape.query_width + n * lanes + v]
-                        )
-                for n in T.serial(padded - shape.nope // lanes * lanes):
-                    scaled[i, shape.nope // lanes * lanes + n] = T.if_then_else(
-                        n < shape.nope % lanes,
-                        scaled[i, shape.nope // lanes * lanes + n]
-                        * Q[start + i, h * shape.query_width + T.min(shape.nope // lanes * lanes + n, shape.nope - 1)],
-                        T.float32(0),
+                for n in T.serial(padded // rows_of):
+                    if n < shape.nope // rows_of:
+                        for r in T.vectorized(rows_of):
+                            scaled[n * rows_of + r] = query(f, start + i, n * rows_of + r)
+                    else:
+                        for r in T.serial(rows_of):
+                            scaled[n * rows_of + r] = T.if_then_else(
+                                n * rows_of + r < shape.nope,
+                                query(f, start + i, T.min(n * rows_of + r, shape.nope - 1)),
+                                T.float32(0),
+                            )
+                zeros[i] = T.float32(0)
+                for q in T.serial(nope_groups):
+                    quantize(
+                        lambda k, n: scaled[span(q * GROUP + k, n)],
+                        codes,
+                        lambda k, n: (i, span(q * GROUP + k, n)),
+                        scales,
+                        offsets,
+                        (i, q),
                     )
-                for n in T.serial(padded // lanes):
-                    for v in T.vectorized(lanes):
-                        total[v] = total[v] + scaled[i, n * lanes + v]
-                zeros[i] = lane_sum(total, 0, lanes) * T.float32(layout.base.zero)
+                    zeros[i] = zeros[i] + scales[i, q] * T.Cast("float32", offsets[i, q])
             for w in T.serial(layout.words):
-                for half in T.serial(halves):
-                    acc = T.alloc_buffer((rows * 4 * lanes,), "float32", scope="global")
-                    for s in T.unroll(rows * 4):
-                        acc[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
-                    for b in T.serial(blocks):
+                total = T.alloc_buffer((rows * halves * lanes,), "float32", scope="global")
+                for s in T.unroll(rows * halves):
+                    total[T.Ramp(s * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+                for q in T.serial(nope_groups):
+                    acc = T.alloc_buffer((rows * halves * sum_lanes,), sum_dtype, scope="global")
+                    for s in T.unroll(rows * halves):
+                        acc[T.Ramp(s * sum_lanes, 1, sum_lanes)] = T.Broadcast(T.Cast(sum_dtype, 0), sum_lanes)
+                    for b in T.unroll(GROUP // rows_of):
                         # Blocks lie kilobytes apart, which no processor foresees by itself.
-                        prefetch(data, h * per_head + b, g + _GROUPS_AHEAD, w)
-                        for v in T.unroll(vectors):
-                            for c in T.unroll(4):
+                        ask_for(f, q * (GROUP // rows_of) + b, w)
+                        for v in T.unroll(rows_of // lanes):
+                            for half in T.unroll(halves):
                                 for i in T.unroll(rows):
-                                    acc[T.Ramp((i * 4 + c) * lanes, 1, lanes)] = T.fma(
-                                        code(data, h * per_head + b, g, w, v, c * 8 + half * bits),
-                                        scaled[i, T.Ramp((b * vectors + v) * lanes, 1, lanes)],
-                                        acc[T.Ramp((i * 4 + c) * lanes, 1, lanes)],
+                                    # A last group may have a block too many: x is zero there, whatever lies in it.
+                                    acc[sum_at(i, half)] = unit.add(
+                                        acc[sum_at(i, half)],
+                                        [transposed(word(f, q * (GROUP // rows_of) + b, w, v))],
+                                        lambda words: codes_of(layout, words, half, lanes),
+                                        for_columns(codes, i, q * GROUP + b * rows_of + v * lanes),
+                                        0,
                                     )
                     for i in T.unroll(rows):
+                        for half in T.unroll(halves):
+                            total[total_at(i, half)] = finished(total, acc, scales, (i, half, q))
+                for i in T.unroll(rows):
+                    for half in T.unroll(halves):
                         for c in T.unroll(4):
-                            if g * GROUP + half * (GROUP // 2) + w * 4 + c < rank:
-                                Y[
-                                    query_place(shape, tile, start + i, h, g * GROUP + half * (GROUP // 2) + w * 4 + c)
-                                ] = (lane_sum(acc, (i * 4 + c) * lanes, lanes) - zeros[i]) * T.float32(
-                                    shape.score_factor
-                                )
+                            if f.group * GROUP + half * (GROUP // 2) + w * 4 + c < rank:
+                                f.y[place(f, start + i, half * (GROUP // 2) + w * 4 + c)] = (
+                                    every_fourth(total, (i * halves + half) * lanes + c, lanes) + zeros[i]
+                                ) * T.float32(shape.score_factor)
 
         return absorb_rows
 
@@ -119,7 +197,7 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
             T.reads()
             T.writes()
             for task in T.parallel(heads * groups):
-                absorb(m, (Q, data, scale, Y, task // groups, task % groups))
+                absorb(m, _HeadGroup(Q, data, scale, Y, task // groups, task % groups))
             for i in T.parallel(m):
                 rotate_queries(shape, tile, Q, Table, Y, i)
                 for e in T.serial(empty):
@@ -127,6 +205,14 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
                         Y[query_place(shape, tile, i, heads + e, c)] = T.float32(0)
 
     return query_absorb_packed_cpu
+
+
+def every_fourth(buffer: Any, base: Any, lanes: int) -> Any:
+    """The sum of every fourth of `lanes` neighbours of a one-dimensional buffer."""
+    total = buffer[base]
+    for quad in range(1, lanes // 4):
+        total = total + buffer[base + quad * 4]
+    return total
 
 
 @T.inline

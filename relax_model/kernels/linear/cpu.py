@@ -17,6 +17,7 @@ from relax_model.kernels.cpu_tiles import (
     padded,
     product,
     scale_names,
+    span,
     stored,
     unpacker,
     without,
@@ -113,7 +114,7 @@ def select_rows(layout: Layout, width: int, *, tile: CpuTile) -> PrimFunc:
             T.writes()
             for i in T.parallel(r):
                 if packed:
-                    quantize_row(lambda k: X[Wanted[i], k], i, Codes, Scales, Offsets)
+                    quantize_row(lambda k, n: X[Wanted[i], span(k, n)], i, Codes, Scales, Offsets)
                 else:
                     for k in T.serial(width):
                         Y[i, k] = X[Wanted[i], k]

@@ -25,7 +25,7 @@ from relax_model.kernels.cpu_packed import (
     shifted,
     unit_of,
 )
-from relax_model.kernels.cpu_tiles import CpuTile, nothing, without
+from relax_model.kernels.cpu_tiles import CpuTile, nothing, span, without
 from relax_model.kernels.registry import kernel
 from relax_model.layout import PackedLayout
 
@@ -97,7 +97,7 @@ def quantize(layout: PackedLayout, width: int, *, tile: CpuTile) -> PrimFunc:
             T.reads()
             T.writes()
             for i in T.parallel(m):
-                quantize_row(lambda k: X[i, k], i, Codes, Scales, Offsets)
+                quantize_row(lambda k, n: X[i, span(k, n)], i, Codes, Scales, Offsets)
 
     return quantize_cpu
 
@@ -215,9 +215,9 @@ def gated_product(layout: PackedLayout, tile: CpuTile) -> Callable[..., Any]:
                         * wide[i, T.Ramp(GROUP + w * lanes, 1, lanes)]
                     )
                 quantize_group(
-                    lambda k: h[k],
+                    lambda k, n: h[span(k, n)],
                     f.codes,
-                    lambda k: (f.row(start + i), f.g * GROUP + k),
+                    lambda k, n: (f.row(start + i), span(f.g * GROUP + k, n)),
                     f.scales,
                     f.offsets,
                     (f.row(start + i), f.g),

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.cpu_packed import GROUP, row_quantizer
-from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, without
+from relax_model.kernels.cpu_tiles import CpuTile, lane_sum, span, without
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout, PackedLayout
 
@@ -84,7 +84,7 @@ def rms_norm(width: int, eps: float, layout: Layout, keep: bool = True, *, tile:
                 if keep:
                     for k in T.serial(width):
                         Y[i, k] = row[k]
-                quantize(lambda k: row[k], i, Codes, Scales, Offsets)
+                quantize(lambda k, n: row[span(k, n)], i, Codes, Scales, Offsets)
 
     return rms_norm_quantize_cpu if keep else without(rms_norm_quantize_cpu, "Y")
 
