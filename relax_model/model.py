@@ -19,6 +19,7 @@ from tvm.relax import BlockBuilder, Expr, Var
 from relax_model.attention import attention
 from relax_model.config import ModelConfig
 from relax_model.graph import BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
+from relax_model.kernels.attention.shape import cache_width
 from relax_model.moe import mlp, moe
 from relax_model.step import Step
 
@@ -58,7 +59,8 @@ class _Arguments:
         self.sequences = relax.Var("sequences", tensor((self.rows,), "int32"))
         self.page_table = relax.Var("page_table", tensor((sequences, longest), "int32"))
         self.wanted = relax.Var("wanted", tensor((wanted,), "int32"))
-        cache = tensor((pages, options.page_size, config.latent_width), options.cache_dtype)
+        width = cache_width(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim)
+        cache = tensor((pages, options.page_size, width), options.cache_dtype)
         self.caches = relax.Var("caches", relax.TupleType([cache] * config.num_cached_layers))
         types = [type_ for _, type_ in packed_types(config, options.layout)]
         self.packed = relax.Var("parameters", relax.TupleType(types))

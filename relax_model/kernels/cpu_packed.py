@@ -75,9 +75,9 @@ def quantizer(lanes: int, zero_left: int) -> Callable[..., Any]:
     return quantize
 
 
-def lane_max(buffer: Any, lanes: int) -> Any:
-    """The largest of a buffer of `lanes` values, by halves."""
-    values = [buffer[lane] for lane in range(lanes)]
+def lane_max(buffer: Any, lanes: int, base: Any = 0) -> Any:
+    """The largest of `lanes` neighbours of a one-dimensional buffer, by halves."""
+    values = [buffer[base + lane] for lane in range(lanes)]
     while len(values) > 1:
         half = len(values) // 2
         values = [T.max(values[i], values[i + half]) for i in range(half)]

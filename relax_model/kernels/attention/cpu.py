@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention import cpu_expanded, cpu_packed  # noqa: F401  (it enters the registry)
+from relax_model.kernels.attention.cache import CachedTokens
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.cpu_packed import rotate_queries
 from relax_model.kernels.attention.shape import AttentionShape
@@ -36,10 +37,10 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: CpuTile) -> PrimFu
     """Normalise the latent, rotate the shared key and write both into each row's slot of the cache, in place.
 
     kv_a float32 (rows, latent_width), weight (kv_lora_rank,), rotary table (rows, rope), positions and sequences int32
-    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, latent_width).
+    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width).
     """
     rank, page = shape.kv_lora_rank, shape.page_size
-    normalize = normalizer(rank, eps, tile.lanes)
+    normalize, store = normalizer(rank, eps, tile.lanes), CachedTokens(shape).storer(tile.lanes)
 
     @T.prim_func(private=True, s_tir=True)
     def latent_append_cpu(
@@ -58,28 +59,19 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: CpuTile) -> PrimFu
         Positions = T.match_buffer(positions, (m,), "int32")
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
-        Cache = T.match_buffer(cache, (pages, page, shape.latent_width), shape.cache_dtype)
+        Cache = T.match_buffer(cache, (pages, page, shape.cache_width), shape.cache_dtype)
         with T.sblock("root"):
             T.reads()
             T.writes()
             for i in T.parallel(m):
-                row = T.alloc_buffer((rank,), "float32", scope="global")
+                row = T.alloc_buffer((shape.latent_width,), "float32", scope="global")
                 normalize(lambda k: KvA[i, k], row, lambda k: k, weight)
-                for k in T.serial(rank):
-                    Cache[PageTable[Sequences[i], Positions[i] // page], Positions[i] % page, k] = T.Cast(
-                        shape.cache_dtype, row[k]
-                    )
                 for p in T.serial(shape.rope // 2):
-                    Cache[PageTable[Sequences[i], Positions[i] // page], Positions[i] % page, rank + p] = T.Cast(
-                        shape.cache_dtype,
-                        rotated(lambda c: KvA[i, rank + c], Table, i, p, shape.rope, shape.interleaved)[0],
-                    )
-                    Cache[
-                        PageTable[Sequences[i], Positions[i] // page], Positions[i] % page, rank + shape.rope // 2 + p
-                    ] = T.Cast(
-                        shape.cache_dtype,
-                        rotated(lambda c: KvA[i, rank + c], Table, i, p, shape.rope, shape.interleaved)[1],
-                    )
+                    row[rank + p] = rotated(lambda c: KvA[i, rank + c], Table, i, p, shape.rope, shape.interleaved)[0]
+                    row[rank + shape.rope // 2 + p] = rotated(
+                        lambda c: KvA[i, rank + c], Table, i, p, shape.rope, shape.interleaved
+                    )[1]
+                store(row, Cache, PageTable[Sequences[i], Positions[i] // page], Positions[i] % page)
 
     return latent_append_cpu
 

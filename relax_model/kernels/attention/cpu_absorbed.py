@@ -2,7 +2,8 @@
 
     a part: a row's heads, in the lanes of vectors, over `tile.split` keys at fixed absolute positions
 
-    block (keys, latent_width) as float32, read from the pages once for all heads of a group
+    block (keys, latent_width)  read from the pages once for all heads of a group, as float32; beside packed weights
+                                an 8-bit cache as 16-bit integers, where a processor multiplies pairs of these
     score (keys, heads)         = block · qᵀ                  → running softmax
     o (kv_lora_rank, heads)    += block[:, :kv_lora_rank]ᵀ · weights
 
@@ -17,10 +18,13 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention.cpu_heads import LOWEST, head_groups, outer, outer_rows, softmax_block, vector
+from relax_model.kernels.attention.cpu_absorbed_floats import attend_in_floats
+from relax_model.kernels.attention.cpu_absorbed_pairs import attend_in_pairs
+from relax_model.kernels.attention.cpu_heads import AbsorbedTile, begin_part, head_groups, vector
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_math import exp2
 from relax_model.kernels.cpu_packed import GROUP, quantizer, unit_of
+from relax_model.kernels.cpu_pairs import has_pairs
 from relax_model.kernels.cpu_tiles import CpuTile, span, without
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout, PackedLayout
@@ -34,90 +38,19 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
     """Queries over all cached positions up to each row's own.
 
     Queries float32 (rows, groups, latent_width, lanes) as `query_absorb` makes them, positions and sequences int32
-    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, latent_width) → float32
+    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) → float32
     (rows, heads, kv_lora_rank), or beside a packed `layout` codes, scales and offsets of each head's row of it.
     """
     rank, width, page, lanes = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.lanes
     packed = isinstance(layout, PackedLayout)
-    heads = head_groups(shape.heads, tile)
+    tiles = AbsorbedTile.of(shape, tile)
+    heads, split, slot_rows = tiles.heads, tiles.split, tiles.slot_rows
     groups, vectors = heads.count, heads.vectors
-    rows = outer_rows(tile, vectors)
-    keys = -(-tile.keys // rows) * rows
-    split = -(-tile.split // keys) * keys
-    score_tile, value_tile = outer(lanes, rows, vectors), outer(lanes, rows, vectors)
-    value_rest = outer(lanes, max(rank % rows, 1), vectors)
-    weigh = softmax_block(lanes, vectors)
-    slot_rows = 3 + rank  # a part's state and its output, a row of head lanes each
+    in_pairs = packed and shape.cache_dtype == "int8" and has_pairs(tile)
+    attend = (attend_in_pairs if in_pairs else attend_in_floats)(shape, tile)
+    begin = begin_part(tile, vectors)
     head_columns = -(-rank // GROUP) * GROUP
     quantize = quantizer(lanes, unit_of(layout, tile).zero_left) if packed else None
-
-    @T.inline
-    def attend(part, slot, i, g, s, Q, Positions, Sequences, PageTable, Cache):
-        # part[slot * slot_rows + …]: maximum, sum, correction, and then a row of output for each latent channel.
-        block = T.alloc_buffer((keys, width), "float32", scope="global")
-        score = T.alloc_buffer((keys, heads.lanes), "float32", scope="global")
-        for v in T.unroll(vectors):
-            part[vector(slot * slot_rows, v, lanes)] = T.Broadcast(T.float32(LOWEST), lanes)
-            part[vector(slot * slot_rows + 1, v, lanes)] = T.Broadcast(T.float32(0), lanes)
-        for c in T.serial(rank):
-            for v in T.unroll(vectors):
-                part[vector(slot * slot_rows + 3 + c, v, lanes)] = T.Broadcast(T.float32(0), lanes)
-        for b in T.serial(T.ceildiv(T.min(split, Positions[i] + 1 - s * split), keys)):
-            count = T.alloc_buffer((1,), "int32", scope="global")
-            count[0] = T.Cast("int32", T.min(keys, Positions[i] + 1 - s * split - b * keys))
-            for j in T.serial(count[0]):
-                for c in T.serial(width):
-                    block[j, c] = T.Cast(
-                        "float32",
-                        Cache[
-                            PageTable[Sequences[i], (s * split + b * keys + j) // page],
-                            (s * split + b * keys + j) % page,
-                            c,
-                        ],
-                    )
-            # A tile's last rows may be stale keys, whose scores nobody reads.
-            for t in T.serial(T.ceildiv(count[0], rows)):
-                score_tile(
-                    width,
-                    lambda r, k: block[t * rows + r, k],
-                    lambda k, v: Q[i, g, k, T.Ramp(v * lanes, 1, lanes)],
-                    lambda r, v: T.Broadcast(T.float32(0), lanes),
-                    score,
-                    lambda r, v: vector(t * rows + r, v, lanes),
-                )
-            weigh(score, count[0], part, slot * slot_rows)
-            for t in T.serial(rank // rows):
-                value_tile(
-                    count[0],
-                    lambda r, j: block[j, t * rows + r],
-                    lambda j, v: score[vector(j, v, lanes)],
-                    lambda r, v: (
-                        part[vector(slot * slot_rows + 3 + t * rows + r, v, lanes)]
-                        * part[vector(slot * slot_rows + 2, v, lanes)]
-                    ),
-                    part,
-                    lambda r, v: vector(slot * slot_rows + 3 + t * rows + r, v, lanes),
-                )
-            if rank % rows > 0:
-                value_rest(
-                    count[0],
-                    lambda r, j: block[j, rank // rows * rows + r],
-                    lambda j, v: score[vector(j, v, lanes)],
-                    lambda r, v: (
-                        part[vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes)]
-                        * part[vector(slot * slot_rows + 2, v, lanes)]
-                    ),
-                    part,
-                    lambda r, v: vector(slot * slot_rows + 3 + rank // rows * rows + r, v, lanes),
-                )
-
-    @T.inline
-    def begin(whole):
-        for v in T.unroll(vectors):
-            whole[vector(0, v, lanes)] = T.Broadcast(T.float32(LOWEST), lanes)
-            whole[vector(1, v, lanes)] = T.Broadcast(T.float32(0), lanes)
-            for c in T.serial(rank):
-                whole[vector(3 + c, v, lanes)] = T.Broadcast(T.float32(0), lanes)
 
     @T.inline
     def merge(whole, part, slot):
@@ -177,7 +110,7 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
         Positions = T.match_buffer(positions, (m,), "int32")
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
-        Cache = T.match_buffer(cache, (pages, page, width), shape.cache_dtype)
+        Cache = T.match_buffer(cache, (pages, page, shape.cache_width), shape.cache_dtype)
         O = T.match_buffer(o, (m, shape.heads, rank), "float32")
         Codes = T.match_buffer(codes, (m, shape.heads * head_columns), "int8")
         Scales = T.match_buffer(scales, (m, shape.heads * head_columns // GROUP), "float32")
@@ -189,7 +122,7 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                 for task in T.parallel(m * groups):
                     part = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
                     whole = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
-                    begin(whole)
+                    begin(whole, 0, rank)
                     for s in T.serial(Positions[task // groups] // split + 1):
                         attend(part, 0, task // groups, task % groups, s, Q, Positions, Sequences, PageTable, Cache)
                         merge(whole, part, 0)
@@ -216,7 +149,7 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: CpuTile) 
                         )
                 for task in T.parallel(m * groups):
                     whole = T.alloc_buffer((slot_rows, heads.lanes), "float32", scope="global")
-                    begin(whole)
+                    begin(whole, 0, rank)
                     for s in T.serial(Positions[task // groups] // split + 1):
                         merge(whole, parts, task * T.ceildiv(longest * page, split) + s)
                     finish(whole, task // groups, task % groups, O, Codes, Scales, Offsets)

@@ -11,27 +11,15 @@ absorbed form's 2 · kv_lora_rank + rope. Beside packed weights latents are quan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.cache import CachedTokens
+from relax_model.kernels.attention.cpu_expansion import expansion_in_floats, expansion_packed, panel_rows
 from relax_model.kernels.attention.cpu_heads import LOWEST, outer, outer_rows, softmax_block, vector
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.cpu_packed import GROUP, Factors, activations, block_product, row_quantizer
-from relax_model.kernels.cpu_tiles import (
-    CpuTile,
-    as_float32,
-    multiplier,
-    nothing,
-    padded,
-    scale_names,
-    span,
-    stored,
-    unpacker,
-    without,
-)
+from relax_model.kernels.cpu_packed import GROUP, activations, row_quantizer
+from relax_model.kernels.cpu_tiles import CpuTile, nothing, padded, scale_names, stored, without
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import Layout, PackedLayout
@@ -55,11 +43,12 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     packed = isinstance(layout, PackedLayout)
     groups = scale_shape[1] if packed else 1
     quantize_latent = row_quantizer(layout, tile, rank) if packed else nothing
-    make_weights, expand = (_packed if packed else _floats)(layout, shape, tile, keys)
-    weights_shape = (1, 1) if packed else (_panel_rows(shape, tile), padded(layout, rank))
+    make_weights, expand = (expansion_packed if packed else expansion_in_floats)(layout, shape, tile, keys)
+    weights_shape = (1, 1) if packed else (panel_rows(shape, tile), padded(layout, rank))
     score_tile, value_tile = outer(lanes, rows, _VECTORS), outer(lanes, rows, _VECTORS)
     value_rest = outer(lanes, max(shape.v % rows, 1), _VECTORS)
-    weigh = softmax_block(lanes, _VECTORS)
+    weigh, tokens = softmax_block(lanes, _VECTORS), CachedTokens(shape)
+    load_latent, load_key = tokens.latent_loader(lanes), tokens.key_loader(lanes)
 
     @T.inline
     def load_queries(query, Q, Table, h, i, slot):
@@ -138,7 +127,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
         Positions = T.match_buffer(positions, (m,), "int32")
         Sequences = T.match_buffer(sequences, (m,), "int32")
         PageTable = T.match_buffer(page_table, (batch, longest), "int32")
-        Cache = T.match_buffer(cache, (pages, page, shape.latent_width), shape.cache_dtype)
+        Cache = T.match_buffer(cache, (pages, page, shape.cache_width), shape.cache_dtype)
         O = T.match_buffer(o, (m, heads * shape.v), "float32")
         with T.sblock("root"):
             T.reads()
@@ -149,7 +138,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
             if packed:
                 for j in T.parallel(Positions[m - 1] + 1):
                     quantize_latent(
-                        lambda k, n: as_float32(Cache[PageTable[Sequences[0], j // page], j % page, span(k, n)]),
+                        lambda k, n: tokens.latent(Cache, (PageTable[Sequences[0], j // page], j % page), k, n),
                         j,
                         codes,
                         scales,
@@ -177,24 +166,22 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                     # Positions that do not exist yet are filled with the last one's, and masked.
                     for j in T.serial(keys):
                         if not packed:
-                            for c in T.serial(rank):
-                                latent[j, c] = T.Cast(
-                                    "float32",
-                                    Cache[
-                                        PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
-                                        T.min(b * keys + j, Positions[m - 1]) % page,
-                                        c,
-                                    ],
-                                )
-                        for c in T.serial(shape.rope):
-                            key[j, shape.nope + c] = T.Cast(
-                                "float32",
-                                Cache[
-                                    PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
-                                    T.min(b * keys + j, Positions[m - 1]) % page,
-                                    rank + c,
-                                ],
+                            load_latent(
+                                latent,
+                                j,
+                                0,
+                                Cache,
+                                PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
+                                T.min(b * keys + j, Positions[m - 1]) % page,
                             )
+                        load_key(
+                            key,
+                            j,
+                            shape.nope,
+                            Cache,
+                            PageTable[Sequences[0], T.min(b * keys + j, Positions[m - 1]) // page],
+                            T.min(b * keys + j, Positions[m - 1]) % page,
+                        )
                     expand(
                         weights,
                         latent,
@@ -219,92 +206,9 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     return without(expanded_attention_cpu, *scale_names(layout))
 
 
-def _panel_rows(shape: AttentionShape, tile: CpuTile) -> int:
-    return -(-shape.expanded_width // tile.columns) * tile.columns
-
-
 def _stored(layout: Layout, shape: AttentionShape) -> tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]:
     whole = (shape.heads * shape.expanded_width, shape.kv_lora_rank)
     if isinstance(layout, PackedLayout):
         specs = layout.buffers(whole, (shape.nope, shape.v))
         return (specs["q_weight"].shape, "uint32"), (specs["q_scale"].shape, "float16")
     return stored(layout, whole)
-
-
-def _floats(layout: Layout, shape: AttentionShape, tile: CpuTile, keys: int) -> tuple[Callable[..., Any], ...]:
-    """The statements that unpack a head's weights once and expand a block of latents with them, in floats."""
-    rank, expanded, panel_rows = shape.kv_lora_rank, shape.expanded_width, _panel_rows(shape, tile)
-    unpack = unpacker(layout, rank)
-    rows = next(count for count in range(tile.rows, 0, -1) if keys % count == 0)
-    multiply = multiplier(tile, rows, tile.columns, panel_rows, rank)
-
-    @T.inline
-    def make_weights(weights, data, scale, h):
-        for n in T.serial(panel_rows):
-            unpack(weights, n, data, scale, h * expanded + T.min(n, expanded - 1), 0)
-
-    @T.inline
-    def expand(weights, latent, data, scale, h, x, key, value):
-        wide = T.alloc_buffer((rows, panel_rows), "float32", scope="global")
-        for t in T.serial(keys // rows):
-            multiply(
-                weights,
-                panel_rows,
-                lambda i, k: latent[t * rows + i, k],
-                wide,
-                lambda i, n: (i, n),
-                lambda i, n: T.float32(0),
-            )
-            for i in T.serial(rows):
-                for n in T.serial(shape.nope):
-                    key[t * rows + i, n] = wide[i, n]
-                for n in T.serial(shape.v):
-                    value[t * rows + i, n] = wide[i, shape.nope + n]
-
-    return make_weights, expand
-
-
-def _packed(layout: PackedLayout, shape: AttentionShape, tile: CpuTile, keys: int) -> tuple[Callable[..., Any], ...]:
-    """The same with packed weights, which are used where they lie, and latents in 8 bits."""
-    per_head, before = layout.blocks((shape.nope, shape.v)), layout.blocks((shape.nope,))
-    groups = layout.base.groups(shape.kv_lora_rank)
-    product = block_product(layout, tile)
-
-    @T.inline
-    def make_weights(weights, data, scale, h):
-        pass
-
-    @T.inline
-    def expand(weights, latent, data, scale, h, x, key, value):
-        for n in T.serial(before):
-            product(
-                keys,
-                Factors(
-                    data,
-                    scale,
-                    h * per_head + n,
-                    groups,
-                    x,
-                    key,
-                    lambda i, c: (i, n * layout.rows + c),
-                    nothing,
-                    shape.nope - n * layout.rows,
-                ),
-            )
-        for n in T.serial(per_head - before):
-            product(
-                keys,
-                Factors(
-                    data,
-                    scale,
-                    h * per_head + before + n,
-                    groups,
-                    x,
-                    value,
-                    lambda i, c: (i, n * layout.rows + c),
-                    nothing,
-                    shape.v - n * layout.rows,
-                ),
-            )
-
-    return make_weights, expand

@@ -7,12 +7,14 @@ Nothing is summed across lanes, so a head's or a token's bits do not depend on t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_math import exp2
 from relax_model.kernels.cpu_tiles import CpuTile
 
@@ -34,6 +36,45 @@ def head_groups(heads: int, tile: CpuTile) -> HeadGroups:
     widest = max(1, tile.accumulators // 4)
     vectors = min(range(1, widest + 1), key=lambda width: (-(-needed // width) * width, -width))
     return HeadGroups(-(-needed // vectors), vectors, vectors * tile.lanes)
+
+
+@dataclass(frozen=True)
+class AbsorbedTile:
+    """How absorbed attention walks: `rows` × vectors of sums, blocks of `keys` tokens, parts of `split` tokens.
+
+    A part's state is `slot_rows` rows of head lanes: see `softmax_block`, and a row of output for each latent channel.
+    """
+
+    heads: HeadGroups
+    rows: int
+    together: int  # tokens that are whole tiles and whole pairs
+    keys: int
+    split: int
+    slot_rows: int
+
+    @staticmethod
+    def of(shape: AttentionShape, tile: CpuTile) -> AbsorbedTile:
+        """The numbers for a model and a processor."""
+        heads = head_groups(shape.heads, tile)
+        rows = outer_rows(tile, heads.vectors)
+        together = math.lcm(rows, 2)
+        keys = -(-tile.keys // together) * together
+        return AbsorbedTile(heads, rows, together, keys, -(-tile.split // keys) * keys, 3 + shape.kv_lora_rank)
+
+
+def begin_part(tile: CpuTile, vectors: int) -> Callable[..., Any]:
+    """Statement `begin(state, first, rank)`: no keys so far."""
+    lanes = tile.lanes
+
+    @T.inline
+    def begin(state, first, rank):
+        for v in T.unroll(vectors):
+            state[vector(first, v, lanes)] = T.Broadcast(T.float32(LOWEST), lanes)
+            state[vector(first + 1, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+            for c in T.serial(rank):
+                state[vector(first + 3 + c, v, lanes)] = T.Broadcast(T.float32(0), lanes)
+
+    return begin
 
 
 def outer_rows(tile: CpuTile, vectors: int) -> int:

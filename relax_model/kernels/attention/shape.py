@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+CACHE_DTYPES = ("float32", "float16", "int8")
+_GROUP = 32  # values in 8 bits that share a factor
+
+
+def cache_width(dtype: str, kv_lora_rank: int, rope: int) -> int:
+    """Elements of a cached token: its values, or in 8 bits whole groups of codes, their factors and a scale."""
+    if dtype != "int8":
+        return kv_lora_rank + rope
+    return (_GROUP + 2) * (-(-kv_lora_rank // _GROUP) + -(-rope // _GROUP)) + 4
+
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Widths as in config.json; `cache_dtype` is the latent cache's, `scale` the factor on the scores."""
+    """Widths as in config.json; `cache_dtype` is the latent cache's (`cache.py`), `scale` the factor on the scores."""
 
     heads: int
     kv_lora_rank: int
@@ -29,6 +39,11 @@ class AttentionShape:
     def latent_width(self) -> int:
         """Values of a cached token."""
         return self.kv_lora_rank + self.rope
+
+    @property
+    def cache_width(self) -> int:
+        """Elements of a cached token's slot."""
+        return cache_width(self.cache_dtype, self.kv_lora_rank, self.rope)
 
     @property
     def query_width(self) -> int:
