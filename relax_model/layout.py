@@ -132,3 +132,24 @@ def layout_of(quantization: str) -> Layout:
     if quantization not in _LAYOUTS:
         raise ConfigError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
     return _LAYOUTS[quantization]
+
+
+_CACHE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+CACHE_DTYPES = tuple(_CACHE_BYTES)
+CACHE_GROUP = 32  # values of a latent cache in 8 bits that share a factor
+
+
+def cache_width(dtype: str, kv_lora_rank: int, rope: int) -> int:
+    """Elements of a cached token in a layer: its latent and its rotated key, in floats.
+
+    In 8 bits both are whole groups of codes, and behind them lie the groups' 16-bit factors and the token's float32
+    scale: value = code · factor · scale.
+    """
+    if dtype != "int8":
+        return kv_lora_rank + rope
+    return (CACHE_GROUP + 2) * (-(-kv_lora_rank // CACHE_GROUP) + -(-rope // CACHE_GROUP)) + 4
+
+
+def cached_token_bytes(dtype: str, kv_lora_rank: int, rope: int) -> int:
+    """Bytes of a cached token in one layer."""
+    return cache_width(dtype, kv_lora_rank, rope) * _CACHE_BYTES[dtype]

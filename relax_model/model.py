@@ -19,7 +19,7 @@ from tvm.relax import BlockBuilder, Expr, Var
 from relax_model.attention import attention
 from relax_model.config import ModelConfig
 from relax_model.graph import BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
-from relax_model.kernels.attention.shape import cache_width
+from relax_model.layout import cache_width
 from relax_model.moe import mlp, moe
 from relax_model.step import Step
 

@@ -10,27 +10,28 @@ from relax_model.parameters import Parameter, parameters
 
 
 def step_bytes(
-    config: ModelConfig, quantization: str, cache_itemsize: int, *, depth: int, rows: int = 1, sequences: int = 1
+    config: ModelConfig, quantization: str, token_bytes: int, *, depth: int, rows: int = 1, sequences: int = 1
 ) -> int:
     """Bytes that one step of `rows` tokens in each of `sequences`, `depth` cached tokens behind each, reads at least.
 
     Dense weights and the head once, a row of the embedding a token, the experts that the tokens choose, and the latents
-    of every sequence once. Several tokens are taken to choose their experts uniformly and independently, so that the
-    experts touched are the expected number of distinct ones. What kernels write and read back is left out.
+    of every sequence once, `token_bytes` for a token in a layer. Several tokens are taken to choose their experts
+    uniformly and independently, so that the experts touched are the expected number of distinct ones. What kernels
+    write and read back is left out.
     """
     layout, tokens = layout_of(quantization), rows * sequences
     on_path = (parameter for parameter in parameters(config) if _on_path(config, parameter))
     weights = sum(_read(config, parameter, layout, tokens) for parameter in on_path)
-    cached = depth * config.num_hidden_layers * config.latent_width * cache_itemsize
+    cached = depth * config.num_hidden_layers * token_bytes
     return round(weights) + sequences * cached
 
 
 def prefill_bytes(
-    config: ModelConfig, quantization: str, cache_itemsize: int, *, depth: int, tokens: int, block: int
+    config: ModelConfig, quantization: str, token_bytes: int, *, depth: int, tokens: int, block: int
 ) -> int:
     """The same for a prompt of `tokens` after `depth` cached ones, in steps of at most `block` rows."""
     return sum(
-        step_bytes(config, quantization, cache_itemsize, depth=start, rows=rows)
+        step_bytes(config, quantization, token_bytes, depth=start, rows=rows)
         for start, rows in chunks(depth, tokens, block)
     )
 

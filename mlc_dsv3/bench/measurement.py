@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mlc_dsv3.bench.counting import prefill_bytes, prefill_flops, step_bytes, step_flops
 from mlc_dsv3.bench.profile import KernelTime
 from mlc_dsv3.bench.speed import StepShape
 from relax_model.config import ModelConfig
+from relax_model.layout import cached_token_bytes
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,16 @@ class Scale:
 
     def _work(self, timing: Timing) -> tuple[float, float]:
         """Bytes and floating-point operations of one run."""
-        itemsize, shape = np.dtype(self.cache_dtype).itemsize, timing.shape
+        config, shape = self.config, timing.shape
+        token = cached_token_bytes(self.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim)
         if timing.kind == "prefill":
             prompt = {"depth": timing.depth, "tokens": shape.rows, "block": self.prefill_block}
-            nbytes = prefill_bytes(self.config, self.quantization, itemsize, **prompt)
+            nbytes = prefill_bytes(self.config, self.quantization, token, **prompt)
             return nbytes, prefill_flops(self.config, **prompt)
         # The steps of a round follow one another, so that the middle one speaks for them.
         depth = timing.depth + len(timing.rounds[0]) // 2
         nbytes = step_bytes(
-            self.config, self.quantization, itemsize, depth=depth, rows=shape.rows, sequences=shape.sequences
+            self.config, self.quantization, token, depth=depth, rows=shape.rows, sequences=shape.sequences
         )
         return nbytes, step_flops(self.config, depth=depth, rows=shape.rows, sequences=shape.sequences)
 

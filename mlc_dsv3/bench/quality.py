@@ -40,17 +40,21 @@ def as_named(quantization: str) -> str:
     return quantization if "+" in quantization else f"{quantization}+mlc"
 
 
-def measure_quality(quantizations: Sequence[str], count: int) -> list[Quality]:
-    """Ask the demo `count` held-out questions in each quantization, the same ones; q0f32 is the reference."""
+def measure_quality(quantizations: Sequence[str], count: int, cache_dtype: str | None = None) -> list[Quality]:
+    """Ask the demo `count` held-out questions in each quantization, the same ones.
+
+    `cache_dtype` is as `LLM`'s. The reference is q0f32 with a cache in float32.
+    """
     questions = held_out_questions(count)
     prompts: list[list[int]] = []
     reference: list[np.ndarray] = []
     results = []
     for quantization in [_REFERENCE, *(name for name in quantizations if name != _REFERENCE)]:
         exactly = as_named(quantization)
-        LLM(quantization=exactly).close()  # converts and compiles, which is not loading
+        chosen = None if quantization == _REFERENCE else cache_dtype
+        LLM(quantization=exactly, cache_dtype=chosen).close()  # converts and compiles, which is not loading
         started = time.perf_counter()
-        with LLM(quantization=exactly) as model:
+        with LLM(quantization=exactly, cache_dtype=chosen) as model:
             load_seconds = time.perf_counter() - started
             accuracy, by_kind = _ask(model, questions)
             if not prompts:

@@ -16,14 +16,13 @@ from mlc_dsv3.bench.remote import Remote, idle_pause
 from mlc_dsv3.bench.settings import BenchSettings
 from mlc_dsv3.bench.speed import Memory, SpeedBench, Startup, StepShape
 from mlc_dsv3.bench.subject import Subject
-from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.prepare import compile_seconds
 
 
 def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
     """Every measurement of a model, each a dictionary with the settings and what the whole run showed."""
-    artifact, target = subject.artifact, resolve_target(settings.device)
+    artifact, target = subject.artifact, settings.target
     meter.measure(5)
     idle_pause()
     with ExitStack() as stack:
@@ -157,12 +156,13 @@ class _Depth:
 
 
 def _settings(subject: Subject, settings: BenchSettings) -> dict[str, Any]:
-    target = resolve_target(settings.device)
+    target = settings.target
     return {
         "model": subject.name,
         "random_weights": subject.random_weights,
         "device": target.device,
         "level": target.level,
+        "cache_dtype": target.cache_dtype(subject.artifact.quantization),
         "threads": settings.thread_count,
         "prefill_tokens": settings.prefill,
         "decode_steps": settings.decode,

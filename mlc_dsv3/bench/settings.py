@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from mlc_dsv3.bench.speed import StepShape
-from mlc_dsv3.compiler.targets import resolve_target
+from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.capacity import available_memory
 from mlc_dsv3.runtime.virtual_machine import usable_cores
 from relax_model.config import ModelConfig
+from relax_model.layout import cached_token_bytes
 
 PEERS = ("llama.cpp",)
 
@@ -21,6 +20,7 @@ class BenchSettings:
     """The options of a run. Counts are of tokens, `verify` of rows in a step (none: not measured)."""
 
     device: str = "auto"
+    cache_dtype: str | None = None
     threads: int | None = None
     prefill: int = 512
     decode: int = 64
@@ -35,7 +35,7 @@ class BenchSettings:
         for option in ("prefill", "decode", "rounds"):
             if getattr(self, option) < 1:
                 raise UserError(f"--{option} is {getattr(self, option)}; it must be at least 1")
-        most = resolve_target(self.device).default("max_rows")
+        most = self.target.default("max_rows")
         for option, values, least in (
             ("--depth", self.depths, 0),
             ("--batch", self.batches, 1),
@@ -51,6 +51,11 @@ class BenchSettings:
             raise UserError(f"--threads is {self.threads}; this machine has 1 to {cores}")
         if self.versus is not None and self.versus not in PEERS:
             raise UserError(f"--versus is {self.versus!r}; known: {', '.join(PEERS)}")
+
+    @property
+    def target(self) -> CompileTarget:
+        """What is measured is compiled for."""
+        return resolve_target(self.device, cache_dtype=self.cache_dtype)
 
     @property
     def thread_count(self) -> int:
@@ -72,8 +77,8 @@ class BenchSettings:
         """UserError where the sequences exceed the context window or their latent caches the memory."""
         if self.longest > window:
             raise UserError(f"depth and tokens make {self.longest}; the context window is {window}")
-        itemsize = np.dtype(resolve_target(self.device).cache_dtype(quantization)).itemsize
-        token = config.num_cached_layers * config.latent_width * itemsize
+        dtype = self.target.cache_dtype(quantization)
+        token = config.num_cached_layers * cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim)
         needed, memory = max(self.batches) * self.longest * token, available_memory()
         if needed > memory:
             raise UserError(

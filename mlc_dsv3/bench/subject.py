@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.bench.weights import random_artifact
-from mlc_dsv3.compiler.targets import resolve_target
+from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.runtime.prepare import cached_library, prepare
 from mlc_dsv3.weights import Artifact
 
@@ -27,14 +27,14 @@ class Subject:
         return [self.artifact.path / shard["dataPath"] for shard in self.artifact.shards]
 
 
-def model_subject(model: str | None, name: str, quantization: str | None, device: str) -> Subject:
+def model_subject(model: str | None, name: str, quantization: str | None, target: CompileTarget) -> Subject:
     """A checkpoint, an artifact or a Hub name (None: the demo), converted and compiled where that is missing."""
-    prepared = prepare(model, quantization, device, None)
+    prepared = prepare(model, quantization, target.device, None, cache_dtype=target.chosen_cache)
     return Subject(name, prepared.artifact, prepared.library, random_weights=False)
 
 
-def random_subject(fields: dict[str, Any], name: str, quantization: str, device: str) -> Subject:
+def random_subject(fields: dict[str, Any], name: str, quantization: str, target: CompileTarget) -> Subject:
     """Random weights for the config.json `fields`."""
     artifact = random_artifact(fields, name, quantization)
-    library, _ = cached_library(artifact.model_config, artifact.quantization, name, resolve_target(device))
+    library, _ = cached_library(artifact.model_config, artifact.quantization, name, target)
     return Subject(name, artifact, library, random_weights=True)

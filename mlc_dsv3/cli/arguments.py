@@ -33,6 +33,13 @@ def add_quantization(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument("--quantization", metavar="NAME", help=f"q4f16_1, q8f16_1, q0f16, q0f32, … ({default})")
 
 
+def add_cache_dtype(parser: argparse.ArgumentParser) -> None:
+    """--cache-dtype."""
+    parser.add_argument(
+        "--cache-dtype", metavar="NAME", help="of the latent cache: float32, float16 or int8 (the quantization's)"
+    )
+
+
 def required_quantization(name: str | None, device: str | None = None) -> str:
     """`name`, checked, with the layout that it states or that `device` reads fastest (None: mlc-llm's).
 

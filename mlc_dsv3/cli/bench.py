@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlc_dsv3.cli.arguments import add_cache_dtype
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantization", metavar="NAMES", help="one or more, with commas between (the target's default)"
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="where to run (auto)")
+    add_cache_dtype(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     parser.add_argument("--prefill", type=int, default=512, metavar="N", help="prompt tokens to measure with (512)")
     parser.add_argument("--decode", type=int, default=64, metavar="N", help="tokens to decode one by one (64)")
@@ -92,6 +94,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
         device=parsed.device,
+        cache_dtype=parsed.cache_dtype,
         threads=parsed.threads,
         prefill=parsed.prefill,
         decode=parsed.decode,
@@ -122,13 +125,12 @@ def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> list[dict[str, Any]]:
     from mlc_dsv3.bench.gguf_model import gguf_type, refuse_unknown_to_llama
     from mlc_dsv3.cli.arguments import read_model
-    from mlc_dsv3.compiler.targets import resolve_target
     from mlc_dsv3.demo import checkpoint_path
     from relax_model.layout import layout_of
 
     source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), ())
     name = source.name if parsed.model or parsed.model_config else "demo"
-    target = resolve_target(settings.device)
+    target = settings.target
     chosen = quantizations or [source.quantization or target.default("quantization")]
     for quantization in map(target.stored_as, chosen):
         layout_of(quantization)
@@ -146,11 +148,9 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            subject = random_subject(
-                fields.get("model_config", fields), name, target.stored_as(quantization), settings.device
-            )
+            subject = random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), target)
         else:
-            subject = model_subject(parsed.model, name, quantization, settings.device)
+            subject = model_subject(parsed.model, name, quantization, target)
         results += measure(subject, settings, meter)
     return results
 
@@ -161,7 +161,7 @@ def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
 
     for name in quantizations:
         layout_of(name)
-    found = measure_quality(quantizations or list(QUANTIZATIONS), parsed.questions)
+    found = measure_quality(quantizations or list(QUANTIZATIONS), parsed.questions, settings.cache_dtype)
     for quality in found:
         quality.speed = _speed(parsed, [as_named(quality.quantization)], replace(settings, verify=(), batches=(1,)))
     if parsed.json:

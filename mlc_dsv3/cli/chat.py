@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization, add_sampling, sampling_params
+from mlc_dsv3.cli.arguments import (
+    add_cache_dtype,
+    add_ignore_config_field,
+    add_quantization,
+    add_sampling,
+    sampling_params,
+)
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
+    add_cache_dtype(parser)
     add_sampling(parser)
     add_ignore_config_field(parser)
 
@@ -78,6 +85,7 @@ def _load(parsed: argparse.Namespace) -> LLM:
         quantization=parsed.quantization,
         device=parsed.device,
         model_lib=parsed.model_lib,
+        cache_dtype=parsed.cache_dtype,
         ignore_config_fields=parsed.ignore_config_field,
     )
     # What a conversation cannot do without is missed now and not after the first message.

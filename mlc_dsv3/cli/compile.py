@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_cache_dtype, add_ignore_config_field, add_quantization
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="LIB", help="default: ./<name>-<quantization>-<device>.so")
     parser.add_argument("--target-cpu", metavar="NAME", help="processor level, as x86-64-avx2 (this machine's best)")
     parser.add_argument("--context-window", type=int, metavar="N", help="longest context in tokens (the model's own)")
+    add_cache_dtype(parser)
     add_ignore_config_field(parser)
 
 
@@ -39,5 +40,6 @@ def run(parsed: argparse.Namespace) -> None:
             output,
             target_cpu=parsed.target_cpu,
             context_window=parsed.context_window,
+            cache_dtype=parsed.cache_dtype,
         )
     )

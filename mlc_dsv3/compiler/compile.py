@@ -32,13 +32,15 @@ def compile_model(
     *,
     target_cpu: str | None = None,
     context_window: int | None = None,
+    cache_dtype: str | None = None,
 ) -> Path:
     """Compile `config` for `device` and write the library to `output`, under a temporary name until it is whole.
 
-    `context_window` in tokens is the longest sequence that the runtime accepts (default: the model's own).
-    Raises UserError for an unknown device or quantization, a context over the model's, or a machine that cannot link.
+    `context_window` in tokens is the longest sequence that the runtime accepts (default: the model's own);
+    `cache_dtype` is the latent cache's (default: the target's for this quantization). Raises UserError for an unknown
+    device, quantization or dtype, a context over the model's, or a machine that cannot link.
     """
-    target = resolve_target(device, target_cpu)
+    target = resolve_target(device, target_cpu, cache_dtype)
     window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlc_dsv3.errors import UserError
 from relax_model.config import ModelConfig
-from relax_model.layout import layout_of
+from relax_model.layout import cache_width, layout_of
 from relax_model.parameters import parameters
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Metadata:
     max_rows: int
     prefill_block: int
     cache_dtype: str
-    latent_width: int
+    cache_width: int  # elements of a cached token in a layer
     num_caches: int
     functions: tuple[str, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
@@ -105,7 +105,7 @@ def describe(
         max_rows=options.max_rows,
         prefill_block=options.prefill_block,
         cache_dtype=options.cache_dtype,
-        latent_width=config.latent_width,
+        cache_width=cache_width(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim),
         num_caches=config.num_cached_layers,
         functions=("step", "prefill", *(("draft",) if config.num_nextn_predict_layers else ())),
         parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import UserError
+from relax_model.layout import CACHE_DTYPES
 
 # A wheel carries the folder inside the package; a source checkout has it beside.
 _FOLDERS = (Path(__file__).parents[1] / "build", Path(__file__).parents[2] / "build")
@@ -33,6 +34,7 @@ class CompileTarget:
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
     layouts: tuple[tuple[str, str], ...]
+    chosen_cache: str | None = None
 
     def default(self, name: str) -> Any:
         """A value of the target's `[defaults]`."""
@@ -46,7 +48,9 @@ class CompileTarget:
         return dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
 
     def cache_dtype(self, quantization: str) -> str:
-        """The latent cache's dtype for weights of this quantization."""
+        """The latent cache's dtype: the one that was asked for, or what suits weights of this quantization."""
+        if self.chosen_cache:
+            return self.chosen_cache
         dtypes = dict(self.cache_dtypes)
         return dtypes.get(quantization, dtypes["other"])
 
@@ -66,11 +70,16 @@ def read_description(device: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def resolve_target(device: str = "auto", target_cpu: str | None = None) -> CompileTarget:
+def resolve_target(
+    device: str = "auto", target_cpu: str | None = None, cache_dtype: str | None = None
+) -> CompileTarget:
     """The target for `device` ("auto" is the CPU), at the processor level `target_cpu` or the best one this host has.
 
-    Raises UserError for an unknown device or level, and for a processor below every level.
+    `cache_dtype` is the latent cache's, for any quantization. Raises UserError for an unknown device, level or dtype,
+    and for a processor below every level.
     """
+    if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
+        raise UserError(f"cache dtype {cache_dtype!r} is unknown; known: {', '.join(CACHE_DTYPES)}")
     description = read_description("cpu" if device == "auto" else device)
     level = _level(description["level"], target_cpu)
     return CompileTarget(
@@ -84,6 +93,7 @@ def resolve_target(device: str = "auto", target_cpu: str | None = None) -> Compi
         defaults=tuple(description["defaults"].items()),
         cache_dtypes=tuple(description["cache_dtype"].items()),
         layouts=tuple(description["layouts"].items()),
+        chosen_cache=cache_dtype,
     )
 
 

@@ -34,6 +34,7 @@ class LLM:
 
     model: a checkpoint's or an artifact's folder or name; None is the demo. What is missing is converted and compiled.
     quantization: None is the device's default. device: "auto", "cpu", … model_lib: a compiled library to use as it is.
+    cache_dtype: the latent cache's, "float32", "float16" or "int8"; None is what suits the quantization.
     threads: None is one for each core.
     context_window: tokens of prompt and output together; None is the artifact's, up to what the library can do.
     max_batch: requests that run at once; more may wait.
@@ -50,6 +51,7 @@ class LLM:
         quantization: str | None = None,
         device: str = "auto",
         model_lib: str | Path | None = None,
+        cache_dtype: str | None = None,
         threads: int | None = None,
         context_window: int | None = None,
         max_batch: int | None = None,
@@ -60,7 +62,9 @@ class LLM:
         from mlc_dsv3.runtime.prepare import prepare
 
         library = None if model_lib is None else Path(model_lib)
-        prepared = prepare(model, quantization, device, library, ignore_config_fields=ignore_config_fields)
+        prepared = prepare(
+            model, quantization, device, library, cache_dtype=cache_dtype, ignore_config_fields=ignore_config_fields
+        )
         self.artifact, self.device = prepared.artifact, prepared.device
         self._tokenizer, self._tokenizer_error = _load_tokenizer(self.artifact.path)
         compiled = CompiledModel.load(self.artifact, prepared.library, threads=threads)

@@ -28,7 +28,7 @@ class CompiledModel:
         self._draft = library.function("draft") if "draft" in self.metadata.functions else None
         self._parameters = parameters
         self._caches: Any = None
-        # One a layer, (pages, page_size, latent_width): the arrays that the compiled functions append to.
+        # One a layer, (pages, page_size, cache_width): the arrays that the compiled functions append to.
         self.caches: list[np.ndarray] = []
 
     @staticmethod
@@ -51,13 +51,13 @@ class CompiledModel:
     def cache_bytes_per_page(self) -> int:
         """Bytes that one page takes in all layers' caches together."""
         itemsize = np.dtype(self.metadata.cache_dtype).itemsize
-        return self.metadata.num_caches * self.metadata.page_size * self.metadata.latent_width * itemsize
+        return self.metadata.num_caches * self.metadata.page_size * self.metadata.cache_width * itemsize
 
     def allocate_cache(self, num_pages: int) -> None:
         """Give every layer a latent cache of `num_pages` pages; what an earlier one held is gone."""
         import tvm_ffi
 
-        shape = (num_pages, self.metadata.page_size, self.metadata.latent_width)
+        shape = (num_pages, self.metadata.page_size, self.metadata.cache_width)
         self.caches = [aligned_zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
         self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in self.caches])
 

@@ -40,13 +40,15 @@ def prepare(
     device: str,
     model_lib: Path | None,
     *,
+    cache_dtype: str | None = None,
     ignore_config_fields: Collection[str] = (),
 ) -> Prepared:
     """The artifact and library of `model` (a checkpoint, an artifact, a Hub name; None is the demo).
 
-    `model_lib` is a library to use as it is. UserError for what cannot be found, converted or compiled.
+    `model_lib` is a library to use as it is; `cache_dtype` is the latent cache's. UserError for what cannot be found,
+    converted or compiled.
     """
-    target = resolve_target(device)
+    target = resolve_target(device, cache_dtype=cache_dtype)
     if model is None:
         from mlc_dsv3.demo import checkpoint_path
 
@@ -65,8 +67,15 @@ def prepare(
 
 
 def _of_library(library: str | Path, quantization: str | None, target: CompileTarget) -> str:
-    """The quantization that a library reads, layout included; UserError where another one was asked for."""
-    read = Library(Path(library)).metadata.quantization
+    """The quantization that a library reads, layout included; UserError where another one was asked for, or another
+    dtype of its cache."""
+    metadata = Library(Path(library)).metadata
+    read = metadata.quantization
+    if target.chosen_cache not in (None, metadata.cache_dtype):
+        raise UserError(
+            f"library {library} has a cache in {metadata.cache_dtype}, not {target.chosen_cache}; "
+            "leave --cache-dtype out"
+        )
     if quantization is not None and read not in (quantization, target.stored_as(quantization)):
         raise UserError(f"library {library} reads {read}, not {quantization}; leave --quantization out")
     return read
@@ -114,7 +123,7 @@ def cached_library(config: ModelConfig, quantization: str, name: str, target: Co
     from mlc_dsv3.compiler import compile_model
 
     started = time.perf_counter()
-    compile_model(config, quantization, target.device, output)
+    compile_model(config, quantization, target.device, output, cache_dtype=target.chosen_cache)
     _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
     return output, True
 

@@ -23,32 +23,32 @@ def lite9():
 
 def test_a_token_reads_the_dense_weights_its_experts_and_the_head(lite9) -> None:
     values = DENSE + 8 * 6 * EXPERT + 2048  # of the embedding one row
-    assert step_bytes(lite9, "q0f32", 4, depth=0) == 4 * values + EXACT
-    assert step_bytes(lite9, "q4f16_1", 2, depth=0) == values * 18 // 32 + EXACT
+    assert step_bytes(lite9, "q0f32", 4 * 576, depth=0) == 4 * values + EXACT
+    assert step_bytes(lite9, "q4f16_1", 2 * 576, depth=0) == values * 18 // 32 + EXACT
 
 
 def test_depth_adds_the_latents_of_every_layer_and_sequence(lite9) -> None:
     latents = 4096 * 9 * 576 * 2
     for sequences in (1, 3):
-        shallow, deep = (step_bytes(lite9, "q4f16_1", 2, depth=depth, sequences=sequences) for depth in (0, 4096))
+        shallow, deep = (step_bytes(lite9, "q4f16_1", 2 * 576, depth=depth, sequences=sequences) for depth in (0, 4096))
         assert deep - shallow == sequences * latents
 
 
 def test_rows_of_one_sequence_share_its_latents(lite9) -> None:
-    one, two = (step_bytes(lite9, "q4f16_1", 2, depth=4096, rows=rows) for rows in (1, 2))
+    one, two = (step_bytes(lite9, "q4f16_1", 2 * 576, depth=4096, rows=rows) for rows in (1, 2))
     # Two tokens touch 64 · (1 − (58/64)²) = 11.4375 of 64 experts, and a second row of the embedding.
     assert two - one == (8 * (11.4375 - 6) * EXPERT + 2048) * 18 // 32
 
 
 def test_a_batch_reads_dense_weights_once_and_at_most_every_expert(lite9) -> None:
-    many = step_bytes(lite9, "q0f32", 4, depth=0, sequences=512)
+    many = step_bytes(lite9, "q0f32", 4 * 576, depth=0, sequences=512)
     every = 4 * (DENSE + 8 * 64 * EXPERT + 512 * 2048) + EXACT
     assert 0.999 * every < many <= every
 
 
 def test_drafting_layers_are_not_read_by_plain_steps() -> None:
-    without = step_bytes(parse_config(tiny()), "q4f16_1", 2, depth=10)
-    assert step_bytes(parse_config(tiny(num_nextn_predict_layers=1)), "q4f16_1", 2, depth=10) == without
+    without = step_bytes(parse_config(tiny()), "q4f16_1", 2 * 576, depth=10)
+    assert step_bytes(parse_config(tiny(num_nextn_predict_layers=1)), "q4f16_1", 2 * 576, depth=10) == without
 
 
 def test_a_prompt_is_cut_at_multiples_of_the_block() -> None:
@@ -57,8 +57,8 @@ def test_a_prompt_is_cut_at_multiples_of_the_block() -> None:
 
 
 def test_a_prompt_reads_the_weights_once_a_block(lite9) -> None:
-    first, second = (step_bytes(lite9, "q4f16_1", 2, depth=depth, rows=512) for depth in (0, 512))
-    assert prefill_bytes(lite9, "q4f16_1", 2, depth=0, tokens=1024, block=512) == first + second
+    first, second = (step_bytes(lite9, "q4f16_1", 2 * 576, depth=depth, rows=512) for depth in (0, 512))
+    assert prefill_bytes(lite9, "q4f16_1", 2 * 576, depth=0, tokens=1024, block=512) == first + second
 
 
 def test_a_token_takes_two_operations_a_weight_and_attention_over_its_depth(lite9) -> None:

@@ -14,6 +14,9 @@ from relax_model.config import parse_config
 CONFIG = parse_config(tiny())
 
 
+TOKEN = 2 * CONFIG.latent_width  # bytes in a float16 cache
+
+
 def scale(peer: str | None = None) -> Scale:
     return Scale(CONFIG, "q4f16_1", "float16", 512, limit_gb_per_second=10.0, peer=peer)
 
@@ -24,7 +27,7 @@ def kernel(operator: str, milliseconds: float) -> KernelTime:
 
 def test_a_decode_steps_figures_come_from_its_median_and_its_middle_depth() -> None:
     [found] = scale().measurements([Timing("decode", 100, StepShape(1, 1), [[0.01, 0.02, 0.5]])])
-    nbytes = step_bytes(CONFIG, "q4f16_1", 2, depth=101)
+    nbytes = step_bytes(CONFIG, "q4f16_1", TOKEN, depth=101)
     assert (found.tokens, found.seconds, found.tokens_per_second) == (3, 0.02, 50)
     assert found.bytes_per_token == nbytes
     assert found.gb_per_second == pytest.approx(nbytes * 50 / 1e9)
@@ -35,13 +38,15 @@ def test_a_decode_steps_figures_come_from_its_median_and_its_middle_depth() -> N
 def test_a_batchs_rate_counts_every_sequence_and_its_bytes_are_shared_out() -> None:
     [found] = scale().measurements([Timing("decode", 0, StepShape(4, 1), [[0.1, 0.1]])])
     assert (found.batch, found.tokens, found.tokens_per_second) == (4, 8, 40)
-    assert found.bytes_per_token == round(step_bytes(CONFIG, "q4f16_1", 2, depth=1, sequences=4) / 4)
+    assert found.bytes_per_token == round(step_bytes(CONFIG, "q4f16_1", TOKEN, depth=1, sequences=4) / 4)
 
 
 def test_a_prompts_rate_is_of_its_tokens() -> None:
     [found] = scale().measurements([Timing("prefill", 64, StepShape(1, 128), [[2.0], [1.0], [4.0]])])
     assert (found.tokens, found.tokens_per_second) == (128, 64)
-    assert found.bytes_per_token == round(prefill_bytes(CONFIG, "q4f16_1", 2, depth=64, tokens=128, block=512) / 128)
+    assert found.bytes_per_token == round(
+        prefill_bytes(CONFIG, "q4f16_1", TOKEN, depth=64, tokens=128, block=512) / 128
+    )
 
 
 def test_a_verifying_step_is_told_as_a_ratio_to_a_decoding_one() -> None:

@@ -36,7 +36,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What the compiler is asked for; it makes nothing."""
     calls: list[SimpleNamespace] = []
 
-    def compile_model(config, quantization, device, output, *, target_cpu, context_window):
+    def compile_model(config, quantization, device, output, *, target_cpu, context_window, cache_dtype):
         calls.append(SimpleNamespace(**locals()))
         return output
 
@@ -272,12 +272,14 @@ def stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_chat_answers_one_prompt(llm: type[FakeLLM], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--quantization", "q8f16_1", "--device", "cpu", "--model-lib", "a.so", "--ignore-config-field", "x"]
+    options += ["--cache-dtype", "int8"]
     assert main(["chat", "folder", "--prompt", " Hello? ", "--system", "Be brief.", *options]) == 0
     assert capsys.readouterr().out == "An answer.\n"
     assert llm.made["model"] == "folder"
     assert llm.made["quantization"] == "q8f16_1"
     assert llm.made["device"] == "cpu"
     assert llm.made["model_lib"] == Path("a.so")
+    assert llm.made["cache_dtype"] == "int8"
     assert llm.made["ignore_config_fields"] == ["x"]
     assert llm.made["prompt"] == [
         {"role": "system", "content": "Be brief."},

@@ -59,7 +59,7 @@ class ReferenceModel:
         eight_bits: bool = False,
     ) -> None:
         self.config, self.eight_bits = config, eight_bits
-        self.cache_dtype = np.dtype(cache_dtype)
+        self.cache_dtype = cache_dtype
         self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
         self.heads: int = config["num_attention_heads"]
         self.nope: int = config["qk_nope_head_dim"]
@@ -141,7 +141,7 @@ class ReferenceModel:
         compressed = self._linear(h, f"{prefix}.kv_a_proj_with_mqa")
         c_kv = self._norm(compressed[:, : self.latent], f"{prefix}.kv_a_layernorm.weight", _LATENT_NORM_EPS)
         k_pe = self._rotate(compressed[:, self.latent :])  # (tokens, rope), one for all heads
-        c_kv, k_pe = (cached.astype(self.cache_dtype).astype(np.float64) for cached in (c_kv, k_pe))
+        c_kv, k_pe = in_cache(self.cache_dtype, c_kv, k_pe)
         kv_b = self.weights[f"{prefix}.kv_b_proj.weight"].reshape(self.heads, self.nope + self.value, -1)
         output = np.empty((tokens, self.heads, self.value))
         for head in range(self.heads):
@@ -225,6 +225,26 @@ def in_eight_bits(values: np.ndarray) -> np.ndarray:
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     codes = np.rint(groups * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
     return (codes.astype(np.float64) * (largest / np.float32(127))).reshape(rows, -1)[:, :columns]
+
+
+def in_cache(dtype: str, *parts: np.ndarray) -> list[np.ndarray]:
+    """Latents and rotated keys (tokens, …) as a cache of this dtype gives them back, in float64.
+
+    In 8 bits, groups of 32 have a factor each, a whole number of up to 32000 of the token's scale.
+    """
+    if dtype != "int8":
+        return [part.astype(dtype).astype(np.float64) for part in parts]
+    padded = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % 32)]) for part in parts]
+    groups = [part.reshape(*part.shape[:-1], -1, 32) for part in padded]
+    largest = [np.abs(group).max(axis=-1, keepdims=True) for group in groups]
+    scale = np.concatenate(largest, axis=-2).max(axis=-2, keepdims=True) / (127 * 32000)
+    scale = np.where(scale == 0, 1, scale).astype(np.float32).astype(np.float64)
+    found = []
+    for part, group, most in zip(parts, groups, largest, strict=True):
+        step = np.ceil(most / (127 * scale)) * scale
+        values = np.rint(group / np.where(step == 0, 1, step)) * step
+        found.append(values.reshape(*part.shape[:-1], -1)[..., : part.shape[-1]])
+    return found
 
 
 def absorbed_in_eight_bits(q_nope: np.ndarray, w_uk: np.ndarray) -> np.ndarray:

@@ -52,16 +52,18 @@ def test_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
         assert difference.max() <= 5 * TOLERANCE
 
 
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("scheme", PACKED)
 @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v2_lite", "glm4_moe_lite", "youtu"])
-def test_packed_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
-    chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
-    expected = reference(name, scheme, chosen.model.metadata.cache_dtype, eight_bits=True).forward(prompt).logits
+def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callable[..., Driver]) -> None:
+    chosen, prompt = driver(name, scheme, cache_dtype), checkpoints.prompt(name)
+    expected = reference(name, scheme, cache_dtype, eight_bits=True).forward(prompt).logits
     found = chosen.prefill(prompt).logits
     difference = np.abs(found - expected).max(axis=-1) / expected.std()
     # Until float32 first rounds a value that lies between two codes to the other one, everything is the same; from
-    # there on all tokens see another cache, and what differs is as large as the rounding to 8 bits itself.
-    assert np.all(difference[:3] <= TOLERANCE)
+    # there on all tokens see another cache, and what differs is as large as the rounding to 8 bits itself. Attention in
+    # 16-bit integers, over a cache in 8 bits, differs from the start.
+    assert cache_dtype == "int8" or np.all(difference[:3] <= TOLERANCE)
     assert np.sqrt(np.mean((found - expected) ** 2)) <= ROUNDED * expected.std()
     assert np.array_equal(chosen.prefill(prompt, 1).logits, found)
 

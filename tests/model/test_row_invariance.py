@@ -27,7 +27,9 @@ LENGTH = 48
 
 @pytest.fixture(
     scope="module",
-    params=[(name, q) for name in NAMES for q in ("q0f32", PACKED)] + [(NAMES[0], q) for q in QUANTIZATIONS[1:]],
+    params=[(name, q) for name in NAMES for q in ("q0f32", PACKED)]
+    + [(NAMES[0], q) for q in QUANTIZATIONS[1:]]
+    + [(NAMES[0], PACKED, "float16"), (NAMES[0], "q0f32", "int8")],
 )
 def model(request: pytest.FixtureRequest, driver: Callable[..., Driver]) -> Driver:
     return driver(*request.param)

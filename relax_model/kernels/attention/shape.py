@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CACHE_DTYPES = ("float32", "float16", "int8")
-_GROUP = 32  # values in 8 bits that share a factor
-
-
-def cache_width(dtype: str, kv_lora_rank: int, rope: int) -> int:
-    """Elements of a cached token: its values, or in 8 bits whole groups of codes, their factors and a scale."""
-    if dtype != "int8":
-        return kv_lora_rank + rope
-    return (_GROUP + 2) * (-(-kv_lora_rank // _GROUP) + -(-rope // _GROUP)) + 4
+from relax_model.layout import cache_width
 
 
 @dataclass(frozen=True)
