@@ -44,8 +44,10 @@ class Parts:
         self.tokenizer: FakeTokenizer | UserError = FakeTokenizer()
         self.asked: tuple = ()
 
-    def prepare(self, *asked: object, ignore_config_fields: Collection[str]) -> SimpleNamespace:
-        self.asked = (*asked, ignore_config_fields)
+    def prepare(
+        self, *asked: object, cache_dtype: str | None, ignore_config_fields: Collection[str]
+    ) -> SimpleNamespace:
+        self.asked = (*asked, cache_dtype, ignore_config_fields)
         artifact = SimpleNamespace(path=Path("artifact"), chat_config=self.chat_config)
         return SimpleNamespace(artifact=artifact, library=Path("library"), device="cpu")
 
@@ -181,8 +183,15 @@ def test_the_checkpoints_own_parameters_are_the_default(parts: Parts) -> None:
 
 
 def test_what_was_asked_for_reaches_the_preparation(parts: Parts) -> None:
-    LLM("folder", quantization="q0f32", device="cpu", model_lib="lib.so", ignore_config_fields=["odd"])
-    assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), ["odd"])
+    LLM(
+        "folder",
+        quantization="q0f32",
+        device="cpu",
+        model_lib="lib.so",
+        cache_dtype="int8",
+        ignore_config_fields=["odd"],
+    )
+    assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), "int8", ["odd"])
 
 
 def test_without_a_tokenizer_token_ids_still_work(parts: Parts) -> None:
