@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from assembly import Loop, assembly, innermost_loops
 from levels import LEVELS, level_tile
@@ -71,6 +73,19 @@ def test_attentions_scores_and_values_are_fused_multiply_adds_in_registers(level
     loops = innermost_loops(assembly(level, tile, "absorbed_attention", layout, ATTENTION))
     counts = [loop.count(fma_of(level)) for loop in loops]
     # Scores and values, for few rows and for many: four loops with a whole tile of sums.
+    assert counts.count(tile.accumulators) == 4
+    assert [loop.spills for loop, count in zip(loops, counts, strict=True) if count and loop.spills] == []
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level.startswith("x86")])
+def test_over_an_8_bit_cache_attention_multiplies_pairs_of_integers_in_registers(level: str) -> None:
+    tile, layout = level_tile(level), layout_of(PACKED[0])
+    shape = dataclasses.replace(ATTENTION, cache_dtype="int8")
+    loops = innermost_loops(assembly(level, tile, "absorbed_attention", layout, shape))
+    instruction = "vpdpwssd" if "vnni" in level else "vpmaddwd"
+    register = "zmm" if tile.lanes == 16 else "ymm"
+    counts = [loop.count(rf"(\{{vex\}} )?{instruction} .*%{register}") for loop in loops]
+    # As for float32, but two products a lane.
     assert counts.count(tile.accumulators) == 4
     assert [loop.spills for loop, count in zip(loops, counts, strict=True) if count and loop.spills] == []
 

@@ -183,14 +183,8 @@ def test_the_checkpoints_own_parameters_are_the_default(parts: Parts) -> None:
 
 
 def test_what_was_asked_for_reaches_the_preparation(parts: Parts) -> None:
-    LLM(
-        "folder",
-        quantization="q0f32",
-        device="cpu",
-        model_lib="lib.so",
-        cache_dtype="int8",
-        ignore_config_fields=["odd"],
-    )
+    options = {"model_lib": "lib.so", "cache_dtype": "int8", "ignore_config_fields": ["odd"]}
+    LLM("folder", quantization="q0f32", device="cpu", **options)
     assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), "int8", ["odd"])
 
 
