@@ -64,6 +64,8 @@ def test_a_checkpoint_goes_step_by_step_through_the_verbs(run, tmp_path: Path) -
     run("inspect", artifact, "--verify")
     answer = run("chat", artifact, "--model-lib", library, "--raw", "--prompt", "ab", "--max-tokens", "8", "--json")
     assert len(json.loads(answer.stdout)["token_ids"]) <= 8
+    refused = run("chat", artifact, "--model-lib", library, "--cache-dtype", "int8", "--prompt", "ab", code=2)
+    assert refused.stderr.strip().endswith("has a cache in float16, not int8; leave --cache-dtype out")
 
 
 def test_a_session_is_held_over_a_pipe(run) -> None:

@@ -5,10 +5,13 @@ Attention sums in an order of its own at every level, and is held to float64.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from emulator import MISSING, run_emulated
 from kernel_harness import TILE, error, meaning, quantized, run, stored
+from latent_cache import cached_values, stored_cache
 from levels import LEVELS, level_tile, offsets_for
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
@@ -80,22 +83,25 @@ def test_gate_and_up_give_the_same_codes(level: str, quantization: str) -> None:
             assert np.all(np.abs(meaning(found, width) - gate / (1 + np.exp(-gate)) * up) <= scales * 0.51)
 
 
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("quantization", ["q4f16_1", "q4f16_1+vnni16"])
 @pytest.mark.parametrize("level", AARCH64)
 @pytest.mark.parametrize("rows", [3, 20])
-def test_absorbed_attention_over_a_float16_cache(level: str, quantization: str, rows: int) -> None:
-    shape, layout, tile, random = ATTENTION, layout_of(quantization), level_tile(level), np.random.default_rng(rows)
+def test_absorbed_attention_over_a_cache(level: str, quantization: str, rows: int, cache_dtype: str) -> None:
+    shape = dataclasses.replace(ATTENTION, cache_dtype=cache_dtype)
+    layout, tile, random = layout_of(quantization), level_tile(level), np.random.default_rng(rows)
     lengths = random.integers(1, 200, rows)
     positions, sequences = (lengths - 1).astype(np.int32), random.integers(0, 2, rows).astype(np.int32)
     pages = random.permutation(26).astype(np.int32).reshape(2, 13)
-    cache = random.standard_normal((26, 16, shape.latent_width), np.float32).astype(np.float16)
+    cache = stored_cache(shape, random.standard_normal((26, 16, shape.latent_width), np.float32))
+    latents = cached_values(shape, cache)
     q = random.standard_normal((rows, shape.heads, shape.latent_width), np.float32) / 4
     placed = np.zeros((rows, *query_columns(shape, tile)), np.float32)
     expected = np.zeros((rows, shape.heads, shape.kv_lora_rank))
     for row, head in np.ndindex(rows, shape.heads):
         _, group, _, lane = query_place(shape, tile, row, head, 0)
         placed[row, group, :, lane] = q[row, head]
-        keys = cache[pages[sequences[row]]].reshape(-1, shape.latent_width)[: lengths[row]].astype(np.float64)
+        keys = latents[pages[sequences[row]]].reshape(-1, shape.latent_width)[: lengths[row]]
         weights = np.exp2(keys @ q[row, head])
         expected[row, head] = weights / weights.sum() @ keys[:, : shape.kv_lora_rank]
 

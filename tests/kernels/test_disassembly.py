@@ -25,10 +25,16 @@ DOTS = {
 }
 FMA = {"x86-64-avx5": r"vfmadd\w+ .*%zmm", "x86-64-avx": r"vfmadd\w+ .*%ymm", "aarch64": r"fmla v\d+\.4s"}
 PACKED = ("q4f16_1+vnni16", "q8f16_1+vnni16")
-# The plain product, and the one with most around its loops, at DeepSeek-V2-Lite's sizes.
-KERNELS = {"quantized_linear": (False,), "expert_gate_up": (64, 1408, 2048, 6)}
 # 128 heads fill the most registers beside the sums.
 ATTENTION = AttentionShape(128, 512, 128, 64, 128, True, 0.1, 16, "float16")
+# Whatever multiplies packed weights, with what its builder takes behind the layout, at DeepSeek-V2-Lite's sizes.
+KERNELS = {
+    "quantized_linear": (False,),
+    "gate_up": (),
+    "expert_gate_up": (64, 1408, 2048, 6),
+    "expert_down": (64, 2048, 1408, 6),
+    "value_project": (ATTENTION,),
+}
 
 
 def sums_of(tile: CpuTile, rows: int) -> int:
@@ -50,7 +56,7 @@ def fma_of(level: str) -> str:
 
 @pytest.mark.parametrize(
     ("operator", "quantization"),
-    [("quantized_linear", PACKED[0]), ("quantized_linear", PACKED[1]), ("expert_gate_up", PACKED[0])],
+    [*((operator, PACKED[0]) for operator in KERNELS), ("quantized_linear", PACKED[1])],
 )
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_tile_of_codes_runs_on_the_levels_instruction_in_registers(
