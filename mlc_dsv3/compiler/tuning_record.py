@@ -17,6 +17,8 @@ from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.errors import UserError
 
 FORMAT_VERSION = 1
+# Kernels of a family are in files that begin with its name; one family's do not bear on another's times.
+_FAMILIES = {"cpu", "gpu", "cuda"}
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class TuningRecord:
 
 
 def kernels_version(target: CompileTarget) -> str:
-    """SHA-256 (hex) of what measured times depend on: our kernels but for comments, the default tile, TVM."""
+    """SHA-256 (hex) of what measured times depend on: the family's kernels but for comments, the default tile, TVM."""
     import relax_model
 
     digest = hashlib.sha256(f"{sorted(PINS.items())}{target.tuned}".encode())
     for source in sorted((Path(relax_model.__file__).parent / "kernels").rglob("*.py")):
+        if source.stem.partition("_")[0] in _FAMILIES - {target.family}:
+            continue
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
