@@ -1,0 +1,83 @@
+// A physical device: what it can do, and, once it is used, its logical device with one compute queue.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "api.h"
+
+namespace mlc_vulkan {
+
+class Memory;
+class Recorder;
+
+// What kernels are compiled by, and people are told.
+struct Properties {
+  std::string name;
+  std::string type;     // "discrete", "integrated", "virtual", "cpu" or "other"
+  std::string lacking;  // features without which the device cannot be used; empty where it can
+  uint32_t api_version = 0;
+  uint32_t driver_version = 0;
+  uint32_t vendor = 0;
+  std::string cache_key;  // identifies the driver for the pipeline cache
+  int64_t max_threads = 0;
+  int64_t max_block[3] = {0, 0, 0};
+  int64_t max_grid[3] = {0, 0, 0};
+  int64_t max_shared_memory = 0;
+  int64_t max_push_constants = 0;
+  int64_t max_allocation = 0;
+  int64_t memory = 0;
+  int64_t subgroup_size = 0;
+  double timestamp_period = 0;  // nanoseconds a tick; 0 where the queue has no timestamps
+  bool float16 = false, float64 = false;
+  bool storage8 = false, storage16 = false;
+  bool subgroup_arithmetic = false, subgroup_shuffle = false;
+};
+
+class Device {
+ public:
+  // All devices of this machine, the usable ones first, discrete before integrated before the CPU's.
+  static const std::vector<Device*>& all();
+  // Device number `index`, opened for use; throws where there is none, or none that can be used.
+  static Device& at(int64_t index);
+
+  ~Device();
+  const Properties properties;
+  const int64_t index;
+  VkPhysicalDevice physical() const { return physical_; }
+  VkDevice handle() const { return handle_; }
+  VkQueue queue() const { return queue_; }
+  uint32_t queue_family() const { return queue_family_; }
+  const DeviceFunctions& vk() const { return functions_; }
+  VkPipelineCache pipeline_cache() const { return pipeline_cache_; }
+  Memory& memory() { return *memory_; }
+  Recorder& recorder() { return *recorder_; }
+  // Held by whoever records, allocates or submits.
+  std::mutex lock;
+
+  // Throws, with `doing` and the device's name, unless `result` is a success.
+  void check(VkResult result, const std::string& doing) const;
+  // Compiled pipelines, to be kept for the next process.
+  std::string pipeline_cache_data() const;
+  // Start the pipeline cache from what an earlier process kept; a driver ignores what is not its own.
+  void load_pipeline_cache(const std::string& data);
+
+ private:
+  Device(VkPhysicalDevice physical, uint32_t queue_family, Properties properties, int64_t index);
+  void open();
+
+  VkPhysicalDevice physical_;
+  uint32_t queue_family_;
+  VkDevice handle_ = VK_NULL_HANDLE;
+  VkQueue queue_ = VK_NULL_HANDLE;
+  VkPipelineCache pipeline_cache_ = VK_NULL_HANDLE;
+  DeviceFunctions functions_;
+  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<Recorder> recorder_;
+  std::once_flag opened_;
+};
+
+}  // namespace mlc_vulkan

@@ -1,0 +1,49 @@
+#include "kernel.h"
+
+#include <tvm/ffi/error.h>
+
+namespace mlc_vulkan {
+
+const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
+  Pipeline& made = pipelines_[device.index];
+  if (made.handle != VK_NULL_HANDLE) return made;
+  const auto& vk = device.vk();
+  std::string doing = "compiling kernel " + name;
+  uint32_t pushed = indirect ? sizeof(VkDeviceAddress) : arguments_size;
+  if (pushed > device.properties.max_push_constants)
+    TVM_FFI_THROW(ValueError) << "kernel " << name << " pushes " << pushed << " bytes of arguments, and "
+                              << device.properties.name << " takes " << device.properties.max_push_constants;
+
+  VkShaderModuleCreateInfo shader{};
+  shader.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO;
+  shader.codeSize = spirv.size() * sizeof(uint32_t);
+  shader.pCode = spirv.data();
+  VkShaderModule module = VK_NULL_HANDLE;
+  device.check(vk.vkCreateShaderModule(device.handle(), &shader, nullptr, &module), doing);
+
+  VkPushConstantRange range{VK_SHADER_STAGE_COMPUTE_BIT, 0, pushed};
+  VkPipelineLayoutCreateInfo layout{};
+  layout.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO;
+  layout.pushConstantRangeCount = 1;
+  layout.pPushConstantRanges = &range;
+  VkResult result = vk.vkCreatePipelineLayout(device.handle(), &layout, nullptr, &made.layout);
+  if (result == VK_SUCCESS) {
+    VkComputePipelineCreateInfo info{};
+    info.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO;
+    info.stage.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO;
+    info.stage.stage = VK_SHADER_STAGE_COMPUTE_BIT;
+    info.stage.module = module;
+    info.stage.pName = "main";
+    info.layout = made.layout;
+    result = vk.vkCreateComputePipelines(device.handle(), device.pipeline_cache(), 1, &info, nullptr, &made.handle);
+    if (result != VK_SUCCESS) {
+      made.handle = VK_NULL_HANDLE;
+      vk.vkDestroyPipelineLayout(device.handle(), made.layout, nullptr);
+    }
+  }
+  vk.vkDestroyShaderModule(device.handle(), module, nullptr);
+  device.check(result, doing);
+  return made;
+}
+
+}  // namespace mlc_vulkan

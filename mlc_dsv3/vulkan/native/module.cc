@@ -1,0 +1,159 @@
+// A module of kernels: TVM's view of what the compiler made. Its bytes are what `mlc_dsv3/vulkan/binary.py` writes.
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/reflection/registry.h>
+
+#include <array>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "current.h"
+#include "kernel.h"
+#include "recorder.h"
+
+namespace mlc_vulkan {
+namespace {
+
+namespace ffi = tvm::ffi;
+
+constexpr char kMagic[] = "mlc_vulkan 1";
+
+// Reads what it was told is there; throws where the bytes end too early.
+class Reader {
+ public:
+  Reader(const char* data, size_t size) : at_(data), end_(data + size) {}
+
+  template <typename T>
+  T number() {
+    T value;
+    std::memcpy(&value, take(sizeof value), sizeof value);
+    return value;
+  }
+  std::string text() {
+    uint32_t size = number<uint32_t>();
+    return std::string(take(size), size);
+  }
+  const char* take(size_t size) {
+    if (size > static_cast<size_t>(end_ - at_)) TVM_FFI_THROW(ValueError) << "a Vulkan module's bytes end too early";
+    const char* start = at_;
+    at_ += size;
+    return start;
+  }
+
+ private:
+  const char* at_;
+  const char* end_;
+};
+
+Kernel read_kernel(Reader& reader) {
+  Kernel kernel;
+  kernel.name = reader.text();
+  kernel.arguments_size = reader.number<uint32_t>();
+  kernel.block_offset = reader.number<uint32_t>();
+  kernel.indirect = reader.number<uint8_t>() != 0;
+  uint32_t arguments = reader.number<uint32_t>();
+  for (uint32_t i = 0; i < arguments; i++) {
+    auto kind = static_cast<ArgumentKind>(reader.number<uint8_t>());
+    bool written = reader.number<uint8_t>() != 0;
+    kernel.arguments.push_back({kind, written, reader.number<uint16_t>()});
+  }
+  std::string axes = reader.text();
+  kernel.launch_axes.assign(axes.begin(), axes.end());
+  std::string code = reader.text();
+  kernel.spirv.resize(code.size() / sizeof(uint32_t));
+  std::memcpy(kernel.spirv.data(), code.data(), kernel.spirv.size() * sizeof(uint32_t));
+  return kernel;
+}
+
+template <typename T>
+void put(std::vector<uint8_t>& block, const Argument& argument, T value) {
+  std::memcpy(block.data() + argument.offset, &value, sizeof value);
+}
+
+void call(const Kernel& kernel, ffi::PackedArgs args) {
+  size_t given = static_cast<size_t>(args.size());
+  if (given != kernel.arguments.size() + kernel.launch_axes.size())
+    TVM_FFI_THROW(TypeError) << "kernel " << kernel.name << " takes "
+                             << kernel.arguments.size() + kernel.launch_axes.size() << " values, not " << given;
+  std::vector<uint8_t> block(kernel.arguments_size);
+  std::vector<VkDeviceAddress> read, written;
+  for (size_t i = 0; i < kernel.arguments.size(); i++) {
+    const Argument& argument = kernel.arguments[i];
+    switch (argument.kind) {
+      case ArgumentKind::kPointer: {
+        auto address = reinterpret_cast<VkDeviceAddress>(args[i].cast<void*>());
+        put(block, argument, address);
+        if (address) (argument.written ? written : read).push_back(address);
+        break;
+      }
+      case ArgumentKind::kInt32:
+        put(block, argument, static_cast<int32_t>(args[i].cast<int64_t>()));
+        break;
+      case ArgumentKind::kInt64:
+        put(block, argument, args[i].cast<int64_t>());
+        break;
+      case ArgumentKind::kFloat32:
+        put(block, argument, static_cast<float>(args[i].cast<double>()));
+        break;
+      case ArgumentKind::kFloat64:
+        put(block, argument, args[i].cast<double>());
+        break;
+    }
+  }
+  std::array<int64_t, 3> grid{1, 1, 1};
+  for (size_t i = 0; i < kernel.launch_axes.size(); i++)
+    if (kernel.launch_axes[i] < 3) grid[kernel.launch_axes[i]] = args[kernel.arguments.size() + i].cast<int64_t>();
+
+  Device& device = Device::at(current_device());
+  std::lock_guard<std::mutex> guard(device.lock);
+  const Kernel::Pipeline& pipeline = kernel.pipeline(device);
+  device.recorder().launch(kernel, pipeline.handle, pipeline.layout, block, read, written, grid);
+}
+
+class Module : public ffi::ModuleObj {
+ public:
+  Module(ffi::Bytes bytes, ffi::String source) : bytes_(std::move(bytes)), source_(std::move(source)) {
+    Reader reader(bytes_.data(), bytes_.size());
+    if (reader.text() != kMagic)
+      TVM_FFI_THROW(ValueError) << "the Vulkan kernels are of another version of mlc_dsv3; compile the library again";
+    uint32_t count = reader.number<uint32_t>();
+    for (uint32_t i = 0; i < count; i++) {
+      auto kernel = std::make_shared<Kernel>(read_kernel(reader));
+      kernels_.emplace(kernel->name, std::move(kernel));
+    }
+  }
+
+  const char* kind() const final { return "vulkan"; }
+  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
+  ffi::Bytes SaveToBytes() const final { return bytes_; }
+  ffi::String InspectSource(const ffi::String&) const final { return source_; }
+  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    auto found = kernels_.find(std::string(name));
+    if (found == kernels_.end()) return std::nullopt;
+    // A function may outlive its module: pipelines that commands still use belong to the kernel.
+    return ffi::Function::FromPacked(
+        [kernel = found->second](ffi::PackedArgs args, ffi::Any*) { call(*kernel, args); });
+  }
+
+ private:
+  ffi::Bytes bytes_;
+  ffi::String source_;
+  std::unordered_map<std::string, std::shared_ptr<Kernel>> kernels_;
+};
+
+ffi::Module make(ffi::Bytes bytes, ffi::String source) {
+  return ffi::Module(ffi::make_object<Module>(std::move(bytes), std::move(source)));
+}
+
+}  // namespace
+
+void register_module() {
+  ffi::reflection::GlobalDef()
+      .def("ffi.Module.load_from_bytes.vulkan", [](const ffi::Bytes& bytes) { return make(bytes, ""); })
+      .def("mlc_dsv3.vulkan.make_module", make);
+}
+
+}  // namespace mlc_vulkan

@@ -1,0 +1,61 @@
+"""Functions built for the first Vulkan device and run there: what TVM lowers, through our backend, on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import tvm
+from tvm import te
+from tvm.s_tir import dlight
+
+import mlc_dsv3.vulkan
+from mlc_dsv3.vulkan.native import missing
+
+mlc_dsv3.vulkan.register()
+needs_vulkan = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+
+
+@cache
+def device() -> tvm.runtime.Device:
+    """The device that tests run on."""
+    return tvm.device("vulkan", 0)
+
+
+@cache
+def target(**changed: object) -> tvm.target.Target:
+    """The device as TVM describes it, with some attributes changed."""
+    described = tvm.target.Target.from_device(device())
+    attrs = {**{str(name): value for name, value in described.attrs.items()}, "kind": "vulkan", **changed}
+    return tvm.target.Target(attrs, host="llvm")
+
+
+def build(function: tvm.tirx.PrimFunc, **changed: object) -> tvm.runtime.Executable:
+    """A scheduled function, compiled; `changed` are attributes of the target."""
+    return tvm.tirx.build(function.with_attr("global_symbol", "main"), target=target(**changed))
+
+
+def run(function: tvm.tirx.PrimFunc, inputs: list[np.ndarray], *out: tuple[tuple[int, ...], str], **changed) -> list:
+    """Outputs of a scheduled function; without `out`, all its arguments after the call."""
+    module = build(function, **changed)
+    tensors = [tvm.runtime.tensor(array, device()) for array in inputs]
+    outputs = [tvm.runtime.empty(shape, dtype, device()) for shape, dtype in out]
+    module["main"](*tensors, *outputs)
+    return [tensor.numpy() for tensor in (outputs or tensors)]
+
+
+def compute(make: Callable[..., te.Tensor], *inputs: np.ndarray, dtypes: tuple[str, ...] = (), **changed) -> np.ndarray:
+    """What an operator of TVM's gives for `inputs`, with the schedule that TVM chooses for a GPU."""
+    places = [
+        te.placeholder(array.shape, dtypes[i] if dtypes else str(array.dtype), f"x{i}") for i, array in enumerate(inputs)
+    ]
+    out = make(*places)
+    function = te.create_prim_func([*places, out])
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    rules = (dlight.gpu.Reduction(), dlight.gpu.GeneralReduction(), dlight.gpu.Fallback())
+    with target(**changed):
+        module = dlight.ApplyDefaultSchedule(*rules)(module)
+    shape, dtype = tuple(int(size) for size in out.shape), str(out.dtype)
+    return run(module["main"], list(inputs), (shape, dtype), **changed)[0]
