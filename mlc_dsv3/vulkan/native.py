@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
 _BUILD = (
@@ -32,3 +33,31 @@ def load() -> None:
 
     if tvm_ffi.get_global_func("device_api.vulkan", allow_missing=True) is None and _LIBRARY.is_file():
         ctypes.CDLL(str(_LIBRARY), ctypes.RTLD_GLOBAL)
+
+
+def devices() -> list[dict[str, Any]]:
+    """The machine's devices, by the fields of `native/device.h`'s Properties; those that can be used come first."""
+    return [dict(device.items()) for device in _call("devices")]
+
+
+def statistics(index: int = 0) -> dict[str, int]:
+    """Launches, barriers, submissions and bytes moved since the process began, and the bytes of memory in use."""
+    return dict(_call("statistics", index).items())
+
+
+def profile(on: bool, index: int = 0) -> list[tuple[str, float]]:
+    """(kernel, seconds on the device) of each launch since timing was switched on, which `on` does for what follows."""
+    flat = list(_call("profile", index, on))
+    return [(str(name), nanoseconds * 1e-9) for name, nanoseconds in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def validation_messages() -> str:
+    """What the validation layers have said so far, where VK_INSTANCE_LAYERS switches them on."""
+    return str(_call("validation_messages"))
+
+
+def _call(name: str, *arguments: object) -> Any:
+    load()
+    import tvm_ffi
+
+    return tvm_ffi.get_global_func(f"mlc_dsv3.vulkan.{name}")(*arguments)

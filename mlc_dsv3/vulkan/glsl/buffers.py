@@ -265,3 +265,18 @@ uint load_16(uint64_t base, int64_t i) { return load_narrow(base + uint64_t(i) *
 void store_8(uint64_t base, int64_t i, uint value) { store_narrow(base + uint64_t(i), 8u, value); }
 void store_16(uint64_t base, int64_t i, uint value) { store_narrow(base + uint64_t(i) * 2ul, 16u, value); }
 """
+
+# A sum of floats with the exchange of words that every device has.
+ATOMIC_ADD_FLOAT = """\
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer ref_exchanged { uint v[]; };
+float atomic_add_float(uint64_t address, float addend) {
+    ref_exchanged place = ref_exchanged(address);
+    uint before = place.v[0];
+    while (true) {
+        uint wanted = floatBitsToUint(uintBitsToFloat(before) + addend);
+        uint found = atomicCompSwap(place.v[0], before, wanted);
+        if (found == before) return uintBitsToFloat(before);
+        before = found;
+    }
+}
+"""

@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 
 from mlc_dsv3.vulkan.errors import Unsupported
-from mlc_dsv3.vulkan.glsl.buffers import Buffer, Index, from_bits, from_bits64, to_bits, to_bits64
+from mlc_dsv3.vulkan.glsl.buffers import Buffer, GlobalBuffer, Index, from_bits, from_bits64, to_bits, to_bits64
 from mlc_dsv3.vulkan.glsl.intrinsics import function, in_float32, is_function
 from mlc_dsv3.vulkan.glsl.scope import Code, is_atom
 from mlc_dsv3.vulkan.glsl.types import Scalar, Types, lanes, scalar
@@ -39,6 +39,18 @@ class Value:
 def dtype_of(expression: Any) -> str:
     """An expression's dtype by TVM's name."""
     return str(expression.ty.dtype)
+
+
+def _narrowest(a: Any, b: Any) -> tuple[Any, Any]:
+    """What is compared, in 32 bits where it was widened from them to meet a constant: cheaper, and safe from the Mesa
+    that compares such wrongly."""
+    for wide, constant in ((a, b), (b, a)):
+        if type(wide).__name__ != "Cast" or type(constant).__name__ != "IntImm" or dtype_of(wide) != "int64":
+            continue
+        if dtype_of(wide.value) == "int32" and -(2**31) <= int(constant.value) < 2**31:
+            narrow = tvm.tirx.const(int(constant.value), "int32")
+            return (wide.value, narrow) if wide is a else (narrow, wide.value)
+    return a, b
 
 
 class Expressions:
@@ -98,8 +110,8 @@ class Expressions:
         return self._map(expression, lambda a, b: one(a, b, of), expression.a, expression.b)
 
     def _compare(self, expression: Any, operator: str) -> Value:
-        boolean = scalar("bool")
-        return self._map(expression, lambda a, b: f"({a} {operator} {b})", expression.a, expression.b, of=boolean)
+        boolean, (a, b) = scalar("bool"), _narrowest(expression.a, expression.b)
+        return self._map(expression, lambda x, y: f"({x} {operator} {y})", a, b, of=boolean)
 
     def _bitwise(self, a: Any, b: Any, operator: str) -> Value:
         of = scalar(dtype_of(a))
@@ -287,9 +299,7 @@ class Expressions:
 
     def run(self, index: Any) -> tuple[Index, int, int] | None:
         """(first, count, alignment) of an index that is a run of neighbours, alignment in elements."""
-        if type(index).__name__ != "Ramp" or not tvm.ir.structural_equal(
-            index.stride, tvm.tirx.const(1, dtype_of(index.stride))
-        ):
+        if type(index).__name__ != "Ramp" or getattr(index.stride, "value", None) != 1:
             return None
         found = self.analyzer.modular_set(index.base)
         coefficient, rest = int(found.coeff), int(found.base)
@@ -387,6 +397,24 @@ class Expressions:
 
     def _call_isfinite(self, call: Any) -> Value:
         return self._test(call, "(!isnan({0}) && !isinf({0}))")
+
+    def _call_atomic_add(self, call: Any) -> Value:
+        """The element's value before the sum."""
+        address, addend = call.args
+        load = address.args[0]
+        buffer, of = self.buffer(load.source), scalar(dtype_of(call))
+        (index,) = load.indices
+        return Value((self.atomic_add(buffer, self.index(index), self.scalar(addend)),), of)
+
+    def atomic_add(self, buffer: Buffer, index: Index, addend: str) -> str:
+        """Add to an element that other threads add to as well; every device does it with 32 bits."""
+        if buffer.element.name == "float32" and isinstance(buffer, GlobalBuffer):
+            return f"atomic_add_float({buffer.address} + uint64_t({index.text}) * 4ul, {addend})"
+        if buffer.element.name not in ("int32", "uint32"):
+            raise Unsupported(f"an atomic sum of {buffer.element.name}")
+        name = self.code.name("before")
+        self.code.line(f"{self.types.value(buffer.element)} {name} = atomicAdd({buffer.load(self.code, index)}, {addend});")
+        return name
 
     def _call_popcount(self, call: Any) -> Value:
         of = scalar(dtype_of(call))

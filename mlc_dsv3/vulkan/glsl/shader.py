@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc_dsv3.vulkan.errors import Unsupported
-from mlc_dsv3.vulkan.glsl.buffers import WORD_ACCESSES, GlobalBuffer, References
+from mlc_dsv3.vulkan.glsl.buffers import ATOMIC_ADD_FLOAT, WORD_ACCESSES, GlobalBuffer, References
 from mlc_dsv3.vulkan.glsl.expressions import INT32, Value
 from mlc_dsv3.vulkan.glsl.intrinsics import helpers
 from mlc_dsv3.vulkan.glsl.scope import Code
@@ -33,6 +33,10 @@ _ALWAYS = (
     "GL_EXT_shader_explicit_arithmetic_types_int64",
     "GL_EXT_control_flow_attributes",
     "GL_KHR_memory_scope_semantics",
+)
+_ON_MEMORY = (
+    (WORD_ACCESSES, ("load_8", "load_16", "store_8", "store_16")),
+    (ATOMIC_ADD_FLOAT, ("atomic_add_float",)),
 )
 # As CUDA's __syncthreads: what a thread of the block has stored before, in any memory, all of them see.
 _BARRIER = """\
@@ -106,8 +110,9 @@ def _write(name: str, function: Any, types: Types) -> Shader:
             "}",
         ]
     )
-    if "load_8(" in text or "load_16(" in text or "store_8(" in text or "store_16(" in text:
-        text = text.replace("void main() {", f"{WORD_ACCESSES}void main() {{")
+    for functions, called in _ON_MEMORY:
+        if any(f"{name}(" in text for name in called):
+            text = text.replace("void main() {", f"{functions}void main() {{")
     text = text.replace("layout(local_size_x", "\n".join([*helpers(text), "layout(local_size_x"]), 1)
     extensions = sorted({*_ALWAYS, *(each for word, needed in _EXTENSIONS.items() if word in text for each in needed)})
     source = "\n".join(["#version 460", *(f"#extension {each} : require" for each in extensions), text]) + "\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mlc_dsv3.vulkan.errors import Unsupported
-from mlc_dsv3.vulkan.glsl.buffers import ArrayBuffer, GlobalBuffer, References, WordBuffer
-from mlc_dsv3.vulkan.glsl.expressions import INT32, Expressions, Value, dtype_of
+from mlc_dsv3.vulkan.glsl.buffers import ArrayBuffer, Buffer, GlobalBuffer, Index, References, WordBuffer
+from mlc_dsv3.vulkan.glsl.expressions import Expressions, Value, dtype_of
 from mlc_dsv3.vulkan.glsl.scope import Code
 from mlc_dsv3.vulkan.glsl.types import Scalar, Types, lanes, scalar
 
@@ -113,16 +113,22 @@ class Statements(Expressions):
             if type(extent).__name__ != "IntImm":
                 raise Unsupported(f"a block of {extent} threads, a number that is known only at run time")
             self.block[_AXES[name]] = int(extent.value)
-            text = f"int(gl_LocalInvocationID.{name})"
+            text = f"gl_LocalInvocationID.{name}"
         else:
-            first = " + args.first_block" if name == "x" else ""
-            text = f"int(gl_WorkGroupID.{name}{first})"
+            text = "(gl_WorkGroupID.x + args.first_block)" if name == "x" else f"gl_WorkGroupID.{name}"
         variable = self.code.name(axis.var.name)
         type_ = self.types.value(of)
-        self.code.line(f"{type_} {variable} = {self.types.cast(text, INT32, of)};")
+        # Unsigned until here: Mesa 22.3 compares what was an int and became an int64_t with a constant wrongly.
+        self.code.line(f"{type_} {variable} = {type_}({text});")
         self.bind(axis.var, Value((variable,), of))
 
     # Memory
+
+    def atomic_add(self, buffer: Buffer, index: Index, addend: str) -> str:
+        """As for an expression, and a store."""
+        if isinstance(buffer, GlobalBuffer):
+            self.written.add(buffer.address)
+        return super().atomic_add(buffer, index, addend)
 
     def _statement_BufferStore(self, statement: Any) -> None:
         buffer = self.buffer(statement.buffer)
