@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
+import os
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mlc_dsv3.folders import cache_folder
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
 _BUILD = (
@@ -31,8 +37,22 @@ def load() -> None:
     stays out."""
     import tvm_ffi
 
-    if tvm_ffi.get_global_func("device_api.vulkan", allow_missing=True) is None and _LIBRARY.is_file():
-        ctypes.CDLL(str(_LIBRARY), ctypes.RTLD_GLOBAL)
+    if tvm_ffi.get_global_func("device_api.vulkan", allow_missing=True) is not None or not _LIBRARY.is_file():
+        return
+    ctypes.CDLL(str(_LIBRARY), ctypes.RTLD_GLOBAL)
+    folder = cache_folder() / "pipelines"
+    _call("keep_pipelines_in", str(folder))
+    atexit.register(_keep_pipelines, folder)
+
+
+def _keep_pipelines(folder: Path) -> None:
+    """Write what the driver compiled in this process, for the next one; a full disk is no reason to end in an error."""
+    with contextlib.suppress(OSError, RuntimeError):
+        for name, data in _call("new_pipelines").items():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(data)
+            os.replace(file.name, folder / str(name))
 
 
 def devices() -> list[dict[str, Any]]:

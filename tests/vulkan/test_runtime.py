@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -149,6 +150,22 @@ assert "tvm" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_pipelines_are_kept_for_the_next_process(tmp_path: Path) -> None:
+    program = """
+import numpy as np, tvm, on_device, test_runtime
+x = tvm.runtime.tensor(np.zeros(8, np.float32), on_device.device())
+on_device.build(test_runtime.increment)["main"](x, 8)
+assert x.numpy().sum() == 8
+"""
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": paths}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        kept = list((tmp_path / "mlc_dsv3" / "pipelines").iterdir())
+        assert [path.suffix for path in kept] == [".bin"] and kept[0].stat().st_size > 0
 
 
 def test_timings_of_launches() -> None:

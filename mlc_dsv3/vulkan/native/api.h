@@ -53,7 +53,6 @@ namespace mlc_vulkan {
   X(vkCreateComputePipelines)          \
   X(vkDestroyPipeline)                 \
   X(vkCreatePipelineCache)             \
-  X(vkDestroyPipelineCache)            \
   X(vkGetPipelineCacheData)
 
 #define MLC_VULKAN_DECLARE(name) PFN_##name name = nullptr;

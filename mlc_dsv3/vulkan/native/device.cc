@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "memory.h"
 #include "recorder.h"
@@ -138,6 +140,11 @@ Properties describe(const Instance& vk, VkPhysicalDevice physical, uint32_t time
   return p;
 }
 
+std::string& pipelines_folder() {
+  static std::string* folder = new std::string();
+  return *folder;
+}
+
 int rank(const Properties& p) {
   static const char* const order[] = {"discrete", "integrated", "virtual", "other", "cpu"};
   int place = 0;
@@ -230,7 +237,7 @@ void Device::open() {
   MLC_VULKAN_DEVICE_FUNCTIONS(MLC_VULKAN_LOAD)
 #undef MLC_VULKAN_LOAD
   functions_.vkGetDeviceQueue(handle_, queue_family_, 0, &queue_);
-  load_pipeline_cache("");
+  open_pipeline_cache();
   memory_ = std::make_unique<Memory>(*this);
   recorder_ = std::make_unique<Recorder>(*this);
 }
@@ -246,24 +253,28 @@ void Device::check(VkResult result, const std::string& doing) const {
   TVM_FFI_THROW(RuntimeError) << where << ": " << doing << " failed with " << result_name(result);
 }
 
-std::string Device::pipeline_cache_data() const {
+void Device::keep_pipelines_in(const std::string& folder) { pipelines_folder() = folder; }
+
+// A driver ignores what is not its own.
+void Device::open_pipeline_cache() {
+  std::ifstream file(pipelines_folder() + "/" + pipelines_file(), std::ios::binary);
+  std::string kept((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  VkPipelineCacheCreateInfo info{};
+  info.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO;
+  info.initialDataSize = kept.size();
+  info.pInitialData = kept.data();
+  check(functions_.vkCreatePipelineCache(handle_, &info, nullptr, &pipeline_cache_), "making a pipeline cache");
+}
+
+std::string Device::new_pipelines() {
+  if (!pipelines_made_) return "";
   size_t size = 0;
   check(functions_.vkGetPipelineCacheData(handle_, pipeline_cache_, &size, nullptr), "reading the pipeline cache");
   std::string data(size, '\0');
   check(functions_.vkGetPipelineCacheData(handle_, pipeline_cache_, &size, data.data()), "reading the pipeline cache");
   data.resize(size);
+  pipelines_made_ = false;
   return data;
-}
-
-void Device::load_pipeline_cache(const std::string& data) {
-  VkPipelineCacheCreateInfo info{};
-  info.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO;
-  info.initialDataSize = data.size();
-  info.pInitialData = data.data();
-  VkPipelineCache cache = VK_NULL_HANDLE;
-  check(functions_.vkCreatePipelineCache(handle_, &info, nullptr, &cache), "making a pipeline cache");
-  if (pipeline_cache_ != VK_NULL_HANDLE) functions_.vkDestroyPipelineCache(handle_, pipeline_cache_, nullptr);
-  pipeline_cache_ = cache;
 }
 
 }  // namespace mlc_vulkan

@@ -60,14 +60,17 @@ class Device {
 
   // Throws, with `doing` and the device's name, unless `result` is a success.
   void check(VkResult result, const std::string& doing) const;
-  // Compiled pipelines, to be kept for the next process.
-  std::string pipeline_cache_data() const;
-  // Start the pipeline cache from what an earlier process kept; a driver ignores what is not its own.
-  void load_pipeline_cache(const std::string& data);
+  // Pipelines are kept between processes in this folder; set before a device is opened.
+  static void keep_pipelines_in(const std::string& folder);
+  // The name of this driver's file there, and what belongs into it; empty where there is nothing new.
+  std::string pipelines_file() const { return properties.cache_key + ".bin"; }
+  std::string new_pipelines();
+  void pipeline_was_made() { pipelines_made_ = true; }
 
  private:
   Device(VkPhysicalDevice physical, uint32_t queue_family, Properties properties, int64_t index);
   void open();
+  void open_pipeline_cache();
 
   VkPhysicalDevice physical_;
   uint32_t queue_family_;
@@ -78,6 +81,7 @@ class Device {
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Recorder> recorder_;
   std::once_flag opened_;
+  bool pipelines_made_ = false;
 };
 
 }  // namespace mlc_vulkan

@@ -220,16 +220,16 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("mlc_dsv3.vulkan.validation_messages", [] { return ffi::String(validation_messages()); })
       .def("mlc_dsv3.vulkan.statistics", statistics)
       .def("mlc_dsv3.vulkan.profile", profile)
-      .def("mlc_dsv3.vulkan.load_pipeline_cache",
-           [](int64_t index, const ffi::Bytes& data) {
-             VulkanDevice& device = VulkanDevice::at(index);
-             std::lock_guard<std::mutex> guard(device.lock);
-             device.load_pipeline_cache(std::string(data.data(), data.size()));
-           })
-      .def("mlc_dsv3.vulkan.pipeline_cache", [](int64_t index) {
-        VulkanDevice& device = VulkanDevice::at(index);
-        std::lock_guard<std::mutex> guard(device.lock);
-        return ffi::Bytes(device.pipeline_cache_data());
+      .def("mlc_dsv3.vulkan.keep_pipelines_in",
+           [](const ffi::String& folder) { VulkanDevice::keep_pipelines_in(std::string(folder)); })
+      .def("mlc_dsv3.vulkan.new_pipelines", [] {
+        ffi::Map<ffi::String, ffi::Bytes> files;
+        for (VulkanDevice* device : VulkanDevice::all()) {
+          std::lock_guard<std::mutex> guard(device->lock);
+          std::string data = device->new_pipelines();
+          if (!data.empty()) files.Set(device->pipelines_file(), ffi::Bytes(data));
+        }
+        return files;
       });
 }
 

@@ -43,6 +43,7 @@ const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
   }
   vk.vkDestroyShaderModule(device.handle(), module, nullptr);
   device.check(result, doing);
+  device.pipeline_was_made();
   return made;
 }
 
