@@ -29,7 +29,9 @@ def _tvm() -> list[str]:
 
 def _has_headers() -> bool:
     named = os.environ.get("CXX")
-    compiler = named.split() if named else next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
+    compiler = (
+        named.split() if named else next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), [])
+    )
     if not compiler:
         return False
     sdk = os.environ.get("VULKAN_SDK")

@@ -97,5 +97,3 @@ def _run(command: list[str | Path], name: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{Path(str(command[0])).name} refuses kernel {name}: {done.stdout}{done.stderr}")
     return done.stdout
-
-

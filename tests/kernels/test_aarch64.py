@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 import pytest
 from emulator import MISSING, run_emulated
+from golden.latents import cached_values, stored_cache
 from kernel_harness import TILE, error, meaning, quantized, run, stored
-from latent_cache import cached_values, stored_cache
 from levels import LEVELS, level_tile, offsets_for
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden.reference import absorbed_in_eight_bits, in_eight_bits
+from golden.latents import Latents, cached_values, rotate
 from kernel_harness import TILE, error, meaning, quantized, run, stored
-from latent_cache import cached_values, stored_cache
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns
 from relax_model.kernels.attention.shape import AttentionShape
@@ -29,70 +28,14 @@ PAIRS = 5e-3
 PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 
 
-def rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
-    """Rotary embedding of x (…, dim) by angles (…, dim/2); results lie in halves."""
-    half = x.shape[-1] // 2
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-    cos, sin = np.cos(angles), np.sin(angles)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class World:
-    """Two sequences in one paged cache, their pages shuffled, with the tensors that a step brings."""
+class World(Latents):
+    """Latents beside a stored `kv_b_proj`, and the kernels that attend to them."""
 
     def __init__(self, shape: AttentionShape, quantization: str, lengths: tuple[int, int]) -> None:
-        self.shape, self.layout = shape, layout_of(quantization)
-        self.random = np.random.default_rng(11)
-        pages = [-(-length // shape.page_size) for length in lengths]
-        order = self.random.permutation(sum(pages) + 3).astype(np.int32)
-        self.page_table = np.zeros((2, max(pages)), np.int32)
-        self.page_table[0, : pages[0]] = order[: pages[0]]
-        self.page_table[1, : pages[1]] = order[pages[0] : sum(pages)]
-        cached = self.random.standard_normal((sum(pages) + 3, shape.page_size, shape.latent_width), np.float32)
-        self.cache = stored_cache(shape, cached)
-        rows = shape.heads * shape.expanded_width
-        values = self.random.standard_normal((rows, shape.kv_lora_rank), np.float32) * 0.3
-        self.arrays, exact = stored(self.layout, values, (shape.nope, shape.v))
-        self.kv_b = exact.reshape(shape.heads, shape.expanded_width, shape.kv_lora_rank)
-
-    def latents(self, sequence: int, length: int) -> np.ndarray:
-        """The first `length` cached tokens of a sequence, float64."""
-        size = self.shape.page_size
-        tokens = [self.cache[self.page_table[sequence, i // size], i % size] for i in range(length)]
-        return cached_values(self.shape, np.array(tokens))
-
-    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rotary table for some positions, and its angles."""
-        frequencies = 0.7 ** np.arange(self.shape.rope // 2)
-        angles = positions[:, None] * frequencies
-        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), angles
-
-    def expected(
-        self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, *, rounded: bool = False, absorbed=False
-    ) -> np.ndarray:
-        """Attention output (rows, heads · v) in float64, from explicit keys and values.
-
-        `rounded` takes them from latents rounded to 8 bits. `absorbed` is what packed weights give before W_UV, (rows,
-        heads, kv_lora_rank), with queries rounded to 8 bits.
-        """
-        shape = self.shape
-        _, angles = self.table(positions)
-        out = np.zeros((len(q), shape.heads, shape.kv_lora_rank if absorbed else shape.v))
-        for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
-            cached = self.latents(sequence, position + 1)
-            latent, k_pe = cached[:, : shape.kv_lora_rank], cached[:, shape.kv_lora_rank :]
-            latent = in_eight_bits(latent) if rounded else latent
-            for head in range(shape.heads):
-                query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
-                q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
-                keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
-                if absorbed:
-                    keys, values = latent, latent
-                    q_nope = absorbed_in_eight_bits(q_nope[None], self.kv_b[head, : shape.nope])[0]
-                scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
-                weights = np.exp(scores - scores.max())
-                out[row, head] = weights / weights.sum() @ values
-        return out if absorbed else out.reshape(len(q), -1)
+        super().__init__(shape, lengths)
+        self.layout = layout_of(quantization)
+        self.arrays, exact = stored(self.layout, self.expansion(), (shape.nope, shape.v))
+        self.set_expansion(exact)
 
     def absorbed(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
         """The three kernels of the absorbed form."""
@@ -127,10 +70,6 @@ class World:
         inputs = [q, table, *self.arrays, positions, sequences, self.page_table, self.cache]
         out = ((len(q), self.shape.heads * self.shape.v), "float32")
         return run("expanded_attention", (self.layout, self.shape, block), inputs, out)[0]
-
-    def queries(self, rows: int) -> np.ndarray:
-        """Random queries (rows, heads · (nope + rope))."""
-        return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)
 
 
 @pytest.mark.parametrize("quantization", PACKED)

@@ -49,7 +49,8 @@ def run(function: tvm.tirx.PrimFunc, inputs: list[np.ndarray], *out: tuple[tuple
 def compute(make: Callable[..., te.Tensor], *inputs: np.ndarray, dtypes: tuple[str, ...] = (), **changed) -> np.ndarray:
     """What an operator of TVM's gives for `inputs`, with the schedule that TVM chooses for a GPU."""
     places = [
-        te.placeholder(array.shape, dtypes[i] if dtypes else str(array.dtype), f"x{i}") for i, array in enumerate(inputs)
+        te.placeholder(array.shape, dtypes[i] if dtypes else str(array.dtype), f"x{i}")
+        for i, array in enumerate(inputs)
     ]
     out = make(*places)
     function = te.create_prim_func([*places, out])

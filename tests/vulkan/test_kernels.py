@@ -191,9 +191,24 @@ def test_a_kernel_of_many_arguments() -> None:
 
     @T.prim_func(s_tir=True)
     def many(
-        a0: T.handle, a1: T.handle, a2: T.handle, a3: T.handle, a4: T.handle, a5: T.handle, a6: T.handle,
-        a7: T.handle, a8: T.handle, a9: T.handle, b0: T.handle, b1: T.handle, b2: T.handle, b3: T.handle,
-        b4: T.handle, b5: T.handle, b6: T.handle, out: T.handle,
+        a0: T.handle,
+        a1: T.handle,
+        a2: T.handle,
+        a3: T.handle,
+        a4: T.handle,
+        a5: T.handle,
+        a6: T.handle,
+        a7: T.handle,
+        a8: T.handle,
+        a9: T.handle,
+        b0: T.handle,
+        b1: T.handle,
+        b2: T.handle,
+        b3: T.handle,
+        b4: T.handle,
+        b5: T.handle,
+        b6: T.handle,
+        out: T.handle,
     ):
         A0, A1, A2 = T.match_buffer(a0, (8,)), T.match_buffer(a1, (8,)), T.match_buffer(a2, (8,))
         A3, A4, A5 = T.match_buffer(a3, (8,)), T.match_buffer(a4, (8,)), T.match_buffer(a5, (8,))
@@ -203,8 +218,23 @@ def test_a_kernel_of_many_arguments() -> None:
         B5, B6, OUT = T.match_buffer(b5, (8,)), T.match_buffer(b6, (8,)), T.match_buffer(out, (8,))
         for t in T.thread_binding(8, "threadIdx.x"):
             OUT[t] = (
-                A0[t] + A1[t] + A2[t] + A3[t] + A4[t] + A5[t] + A6[t] + A7[t] + A8[t] + A9[t]
-                + B0[t] + B1[t] + B2[t] + B3[t] + B4[t] + B5[t] + B6[t]
+                A0[t]
+                + A1[t]
+                + A2[t]
+                + A3[t]
+                + A4[t]
+                + A5[t]
+                + A6[t]
+                + A7[t]
+                + A8[t]
+                + A9[t]
+                + B0[t]
+                + B1[t]
+                + B2[t]
+                + B3[t]
+                + B4[t]
+                + B5[t]
+                + B6[t]
             )
 
     inputs = [RANDOM.integers(0, 9, 8).astype(np.float32) for _ in range(17)]
@@ -234,7 +264,9 @@ def test_atomic_sums(dtype: str) -> None:
         for i in T.thread_binding(16, "blockIdx.x"):
             for t in T.thread_binding(64, "threadIdx.x"):
                 T.evaluate(
-                    T.call_intrin(dtype, "tirx.atomic_add", T.address_of(B[A[i * 64 + t]]), T.Cast(dtype, A[i * 64 + t]))
+                    T.call_intrin(
+                        dtype, "tirx.atomic_add", T.address_of(B[A[i * 64 + t]]), T.Cast(dtype, A[i * 64 + t])
+                    )
                 )
 
     x = RANDOM.integers(0, 8, 1024).astype(np.int32)
@@ -254,7 +286,9 @@ def test_what_is_missing_is_refused_by_name() -> None:
         for t in T.thread_binding(512, "threadIdx.x"):
             A[t] = T.float32(1)
 
-    refused(threads, "kernel main_kernel needs 512 threads a block, where the target has 256", max_threads_per_block=256)
+    refused(
+        threads, "kernel main_kernel needs 512 threads a block, where the target has 256", max_threads_per_block=256
+    )
 
     @T.prim_func(s_tir=True)
     def shared(a: T.handle):

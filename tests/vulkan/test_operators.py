@@ -29,9 +29,7 @@ def close(found: np.ndarray, expected: np.ndarray, ulps: float = 8) -> None:
     """Equal but for some units in the last place of the largest value near."""
     assert found.dtype == expected.dtype
     eps = float(np.finfo(found.dtype).eps)
-    np.testing.assert_allclose(
-        found.astype(np.float64), expected.astype(np.float64), rtol=ulps * eps, atol=ulps * eps
-    )
+    np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=ulps * eps, atol=ulps * eps)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -42,7 +40,9 @@ def test_arithmetic_with_broadcast(operator: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("operator", ["add", "subtract", "multiply", "maximum", "minimum", "bitwise_and", "bitwise_xor"])
+@pytest.mark.parametrize(
+    "operator", ["add", "subtract", "multiply", "maximum", "minimum", "bitwise_and", "bitwise_xor"]
+)
 def test_integer_arithmetic_wraps(operator: str, dtype: str) -> None:
     a, b = integers(257, dtype=dtype), integers(257, dtype=dtype)
     assert np.array_equal(compute(getattr(topi, operator), a, b), getattr(np, operator)(a, b))
@@ -56,7 +56,9 @@ def test_division_and_shifts(dtype: str) -> None:
     assert np.array_equal(compute(topi.floor_divide, a, b), a // b)
     assert np.array_equal(compute(topi.floor_mod, a, b), a % b)
     towards_zero = compute(lambda x, y: te.compute(x.shape, lambda i: tirx.truncdiv(x[i], y[i])), a, b)
-    quotients = [abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    quotients = [
+        abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1) for x, y in zip(a.tolist(), b.tolist(), strict=True)
+    ]
     assert towards_zero.tolist() == quotients
     by = RANDOM.integers(0, np.iinfo(dtype).bits - 1, 300).astype(dtype)
     assert np.array_equal(compute(topi.left_shift, a, by), a << by)
@@ -83,16 +85,40 @@ def test_casts(of: str, to: str) -> None:
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
-        ("exp", -10, 10), ("log", 0.01, 100), ("log2", 0.01, 100), ("log10", 0.01, 100), ("sqrt", 0, 100),
-        ("rsqrt", 0.01, 100), ("sin", -9, 9), ("cos", -9, 9), ("tan", -1.2, 1.2), ("tanh", -6, 6), ("sinh", -3, 3),
-        ("cosh", -3, 3), ("asin", -0.9, 0.9), ("acos", -0.9, 0.9), ("atan", -5, 5), ("asinh", -5, 5),
-        ("acosh", 1.1, 9), ("atanh", -0.9, 0.9), ("erf", -3, 3), ("sigmoid", -8, 8), ("floor", -9, 9),
-        ("ceil", -9, 9), ("trunc", -9, 9), ("round", -9, 9), ("abs", -9, 9),
+        ("exp", -10, 10),
+        ("log", 0.01, 100),
+        ("log2", 0.01, 100),
+        ("log10", 0.01, 100),
+        ("sqrt", 0, 100),
+        ("rsqrt", 0.01, 100),
+        ("sin", -9, 9),
+        ("cos", -9, 9),
+        ("tan", -1.2, 1.2),
+        ("tanh", -6, 6),
+        ("sinh", -3, 3),
+        ("cosh", -3, 3),
+        ("asin", -0.9, 0.9),
+        ("acos", -0.9, 0.9),
+        ("atan", -5, 5),
+        ("asinh", -5, 5),
+        ("acosh", 1.1, 9),
+        ("atanh", -0.9, 0.9),
+        ("erf", -3, 3),
+        ("sigmoid", -8, 8),
+        ("floor", -9, 9),
+        ("ceil", -9, 9),
+        ("trunc", -9, 9),
+        ("round", -9, 9),
+        ("abs", -9, 9),
     ],
 )
 def test_functions(name: str, low: float, high: float, dtype: str) -> None:
     x = floats(1000, dtype=dtype, low=low, high=high)
-    known = {"rsqrt": lambda v: 1 / np.sqrt(v), "erf": np.vectorize(math.erf), "sigmoid": lambda v: 1 / (1 + np.exp(-v))}
+    known = {
+        "rsqrt": lambda v: 1 / np.sqrt(v),
+        "erf": np.vectorize(math.erf),
+        "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    }
     names = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh"}
     names |= {"atanh": "arctanh"}
     exact = known.get(name) or getattr(np, names.get(name, name))
@@ -137,10 +163,17 @@ def test_arguments_of_extremes(operator: str) -> None:
 def test_matrix_products_and_softmax(dtype: str) -> None:
     a, b = floats(17, 70, dtype=dtype), floats(70, 23, dtype=dtype)
     exact = a.astype(np.float64) @ b.astype(np.float64)
-    np.testing.assert_allclose(compute(topi.matmul, a, b), exact, rtol=2e-2 if dtype == "float16" else 1e-5, atol=0.2 if dtype == "float16" else 1e-4)
+    np.testing.assert_allclose(
+        compute(topi.matmul, a, b),
+        exact,
+        rtol=2e-2 if dtype == "float16" else 1e-5,
+        atol=0.2 if dtype == "float16" else 1e-4,
+    )
     x = floats(5, 77, dtype=dtype)
     e = np.exp(x.astype(np.float64))
-    np.testing.assert_allclose(compute(topi.nn.softmax, x), e / e.sum(1, keepdims=True), rtol=2e-2 if dtype == "float16" else 2e-6)
+    np.testing.assert_allclose(
+        compute(topi.nn.softmax, x), e / e.sum(1, keepdims=True), rtol=2e-2 if dtype == "float16" else 2e-6
+    )
 
 
 def test_shapes_and_indices() -> None:
@@ -154,7 +187,9 @@ def test_shapes_and_indices() -> None:
     assert np.array_equal(compute(lambda a, i: topi.take(a, i, axis=1), x, where), np.take(x, where, axis=1))
     chosen = RANDOM.integers(0, 2, x.shape).astype(bool)
     assert np.array_equal(compute(topi.where, chosen, x, -x), np.where(chosen, x, -x))
-    assert np.array_equal(compute(lambda a: topi.nn.pad(a, [1, 0, 2], [0, 1, 1]), x), np.pad(x, [(1, 0), (0, 1), (2, 1)]))
+    assert np.array_equal(
+        compute(lambda a: topi.nn.pad(a, [1, 0, 2], [0, 1, 1]), x), np.pad(x, [(1, 0), (0, 1), (2, 1)])
+    )
 
 
 def test_logic_on_booleans() -> None:

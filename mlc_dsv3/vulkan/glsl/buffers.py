@@ -188,9 +188,7 @@ class WordBuffer(Buffer):
         place = code.temporary("int", at)
         each, bits = 4 // size, size * 8
         word = f"{self.name}[{place} / {each}]"
-        return from_bits(
-            self.types, self.element, f"bitfieldExtract({word}, ({place} & {each - 1}) * {bits}, {bits})"
-        )
+        return from_bits(self.types, self.element, f"bitfieldExtract({word}, ({place} & {each - 1}) * {bits}, {bits})")
 
     def store(self, code: Code, index: Index, value: str) -> None:
         at, size = index.narrow(), self.element.bytes

@@ -385,9 +385,7 @@ class Expressions:
             holds = one == "(!isnan({0}) && !isinf({0}))"
             return self._map(call, lambda _: "true" if holds else "false", call.args[0], of=scalar("bool"))
         type_ = self.types.value(of)
-        return self._map(
-            call, lambda a: one.format(self.code.temporary(type_, a)), call.args[0], of=scalar("bool")
-        )
+        return self._map(call, lambda a: one.format(self.code.temporary(type_, a)), call.args[0], of=scalar("bool"))
 
     def _call_isnan(self, call: Any) -> Value:
         return self._test(call, "isnan({0})")
@@ -413,7 +411,9 @@ class Expressions:
         if buffer.element.name not in ("int32", "uint32"):
             raise Unsupported(f"an atomic sum of {buffer.element.name}")
         name = self.code.name("before")
-        self.code.line(f"{self.types.value(buffer.element)} {name} = atomicAdd({buffer.load(self.code, index)}, {addend});")
+        self.code.line(
+            f"{self.types.value(buffer.element)} {name} = atomicAdd({buffer.load(self.code, index)}, {addend});"
+        )
         return name
 
     def _call_popcount(self, call: Any) -> Value:

@@ -137,5 +137,9 @@ class Types:
             return self.wrapped(converted, to) if to.bits == 16 else converted
         if held != holds:
             text = f"{holds}({text})"
-        fits = of.kind == "bool" or (of.kind == to.kind and of.bits <= to.bits) or (of.kind == "uint" and of.bits < to.bits)
+        fits = (
+            of.kind == "bool"
+            or (of.kind == to.kind and of.bits <= to.bits)
+            or (of.kind == "uint" and of.bits < to.bits)
+        )
         return text if fits else self.wrapped(text, to)

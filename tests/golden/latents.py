@@ -1,0 +1,114 @@
+"""Latent caches and attention over them, in float64 NumPy: what the attention kernels are held against.
+
+A cache of any dtype: what its bytes are for given values, and the values that they stand for. Attention is taken from
+an explicit list of keys and values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from golden.reference import absorbed_in_eight_bits, in_eight_bits
+from relax_model.kernels.attention.shape import AttentionShape
+
+
+def stored_cache(shape: AttentionShape, values: np.ndarray) -> np.ndarray:
+    """Latents and keys (…, latent_width) as a cache of the shape's dtype holds them."""
+    if shape.cache_dtype != "int8":
+        return values.astype(shape.cache_dtype)
+    parts = [values[..., : shape.kv_lora_rank], values[..., shape.kv_lora_rank :]]
+    padded = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % 32)]) for part in parts]
+    groups = np.concatenate(padded, axis=-1).reshape(*values.shape[:-1], -1, 32)
+    largest = np.abs(groups).max(axis=-1).astype(np.float64)
+    scale = (largest.max(axis=-1, keepdims=True) / (127 * 32000)).astype(np.float32)
+    factors = np.ceil(largest / (127 * scale.astype(np.float64))).astype(np.int16)
+    codes = np.rint(groups / (factors * scale)[..., None]).astype(np.int8).reshape(*values.shape[:-1], -1)
+    return np.concatenate([codes, factors.view(np.int8), scale.view(np.int8)], axis=-1)
+
+
+def cached_values(shape: AttentionShape, cache: np.ndarray) -> np.ndarray:
+    """The float64 values (…, latent_width) of a cache's slots."""
+    if shape.cache_dtype != "int8":
+        return cache.astype(np.float64)
+    groups = (cache.shape[-1] - 4) // 34
+    factors = np.ascontiguousarray(cache[..., groups * 32 : groups * 34]).view(np.int16).astype(np.float64)
+    scales = factors * np.ascontiguousarray(cache[..., groups * 34 :]).view(np.float32)
+    values = cache[..., : groups * 32].reshape(*cache.shape[:-1], groups, 32) * scales[..., None]
+    values = values.reshape(*cache.shape[:-1], -1)
+    start = -(-shape.kv_lora_rank // 32) * 32
+    return np.concatenate([values[..., : shape.kv_lora_rank], values[..., start : start + shape.rope]], axis=-1)
+
+
+def rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
+    """Rotary embedding of x (…, dim) by angles (…, dim/2); results lie in halves."""
+    half = x.shape[-1] // 2
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Latents:
+    """Two sequences in one paged cache, their pages shuffled, with the tensors that a step brings."""
+
+    def __init__(self, shape: AttentionShape, lengths: tuple[int, int]) -> None:
+        self.shape = shape
+        self.random = np.random.default_rng(11)
+        pages = [-(-length // shape.page_size) for length in lengths]
+        order = self.random.permutation(sum(pages) + 3).astype(np.int32)
+        self.page_table = np.zeros((2, max(pages)), np.int32)
+        self.page_table[0, : pages[0]] = order[: pages[0]]
+        self.page_table[1, : pages[1]] = order[pages[0] : sum(pages)]
+        cached = self.random.standard_normal((sum(pages) + 3, shape.page_size, shape.latent_width), np.float32)
+        self.cache = stored_cache(shape, cached)
+
+    def expansion(self) -> np.ndarray:
+        """Random values for `kv_b_proj`, (heads · (nope + v), kv_lora_rank)."""
+        rows = self.shape.heads * self.shape.expanded_width
+        return self.random.standard_normal((rows, self.shape.kv_lora_rank), np.float32) * 0.3
+
+    def set_expansion(self, exact: np.ndarray) -> None:
+        """The values that `kv_b_proj` stands for once it is stored."""
+        self.kv_b = exact.reshape(self.shape.heads, self.shape.expanded_width, self.shape.kv_lora_rank)
+
+    def latents(self, sequence: int, length: int) -> np.ndarray:
+        """The first `length` cached tokens of a sequence, float64."""
+        size = self.shape.page_size
+        tokens = [self.cache[self.page_table[sequence, i // size], i % size] for i in range(length)]
+        return cached_values(self.shape, np.array(tokens))
+
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rotary table for some positions, and its angles."""
+        frequencies = 0.7 ** np.arange(self.shape.rope // 2)
+        angles = positions[:, None] * frequencies
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), angles
+
+    def expected(
+        self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, *, rounded: bool = False, absorbed=False
+    ) -> np.ndarray:
+        """Attention output (rows, heads · v) in float64, from explicit keys and values.
+
+        `rounded` takes them from latents rounded to 8 bits. `absorbed` is what packed weights give before W_UV, (rows,
+        heads, kv_lora_rank), with queries rounded to 8 bits.
+        """
+        shape = self.shape
+        _, angles = self.table(positions)
+        out = np.zeros((len(q), shape.heads, shape.kv_lora_rank if absorbed else shape.v))
+        for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
+            cached = self.latents(sequence, position + 1)
+            latent, k_pe = cached[:, : shape.kv_lora_rank], cached[:, shape.kv_lora_rank :]
+            latent = in_eight_bits(latent) if rounded else latent
+            for head in range(shape.heads):
+                query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
+                q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
+                keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
+                if absorbed:
+                    keys, values = latent, latent
+                    q_nope = absorbed_in_eight_bits(q_nope[None], self.kv_b[head, : shape.nope])[0]
+                scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
+                weights = np.exp(scores - scores.max())
+                out[row, head] = weights / weights.sum() @ values
+        return out if absorbed else out.reshape(len(q), -1)
+
+    def queries(self, rows: int) -> np.ndarray:
+        """Random queries (rows, heads · (nope + rope))."""
+        return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)

@@ -1,0 +1,31 @@
+"""Runs one GPU kernel by itself: built from the registry for the first Vulkan device, on NumPy arrays."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import tvm
+from on_device import device, target
+
+from relax_model.kernels import registry
+from relax_model.kernels.gpu_tiles import GpuTile
+
+TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32)
+
+
+@cache
+def compiled(operator: str, tile: GpuTile, *arguments: object):
+    """The compiled kernel of `operator` for these builder arguments."""
+    func = registry.build(operator, "gpu", *arguments, tile=tile)
+    return tvm.tirx.build(func.with_attr("global_symbol", "main"), target=target())["main"]
+
+
+def run_gpu(
+    operator: str, arguments: tuple, inputs: list[np.ndarray], *out: tuple[tuple[int, ...], str], tile: GpuTile = TILE
+) -> list:
+    """Outputs, as arrays, of the kernel on `inputs`; without `out`, the inputs after an in-place kernel ran."""
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device()) for array in inputs]
+    outputs = [tvm.runtime.empty(shape, dtype, device()) for shape, dtype in out]
+    compiled(operator, tile, *arguments)(*tensors, *outputs)
+    return [tensor.numpy() for tensor in (outputs or tensors)]
