@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.relax import Expr, Var
 
 from relax_model.graph import Activation, Graph, tensor
-from relax_model.kernels.attention.cpu_absorbed import query_columns
+from relax_model.kernels.attention import cpu_absorbed, gpu
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.step import Step
 
@@ -61,7 +61,8 @@ def _absorbed(
     rows, layout, kv_b = q.ty.shape[0], graph.options.layout, graph.parameter(f"{prefix}.kv_b_proj")
     # Queries are made in the groups of heads that attention takes them in.
     tile = graph.tile_of("absorbed_attention", (layout, shape))
-    queries = tensor((rows, *query_columns(shape, tile)))
+    family = {"cpu": cpu_absorbed, "gpu": gpu}[graph.options.family]
+    queries = tensor((rows, *family.query_columns(shape, tile)))
     q_latent = graph.call("query_absorb", (layout, shape), [q, step.rope_table, *kv_b], queries, tile=tile)
     inputs = [q_latent, *where, cache]
     if graph.quantizes:

@@ -14,6 +14,7 @@ from tvm.relax import BlockBuilder, Expr, Var
 from relax_model.config import ModelConfig
 from relax_model.kernels import registry
 from relax_model.kernels.cpu_tiles import CpuTile
+from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, PackedLayout
 from relax_model.parameters import parameters
 
@@ -23,12 +24,12 @@ class BuildOptions:
     """What a library is built for, beside the model itself."""
 
     layout: Layout
-    family: str  # kernel family: "cpu"
+    family: str  # kernel family: "cpu" or "gpu"
     page_size: int
     cache_dtype: str
     max_rows: int  # rows of one step, at most
-    prefill_block: int  # rows of an expanded prefill, at most
-    tile: CpuTile  # tuned values of the kernels' register tiles
+    prefill_block: int  # rows of an expanded prefill, at most; 0: there is none
+    tile: CpuTile | GpuTile  # tuned values of the family's kernels
     # KernelCall.key → what differs from `tile` there; keys of other models are of no harm.
     tuned: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -117,7 +118,7 @@ class Graph:
         out: relax.TensorType | list[relax.TensorType],
         *,
         matrix: tuple[int, ...] | None = None,
-        tile: CpuTile | None = None,
+        tile: CpuTile | GpuTile | None = None,
     ) -> Var:
         """Emit a call of the kernel of `operator`, built with `builder_arguments`, and return its output(s).
 
@@ -136,7 +137,7 @@ class Graph:
 
     def tile_of(
         self, operator: str, builder_arguments: Sequence[object], matrix: tuple[int, ...] | None = None
-    ) -> CpuTile:
+    ) -> CpuTile | GpuTile:
         """The tile that a kernel is built with: the options' own, but for what was tuned."""
         if not self.options.tuned:
             return self.options.tile
@@ -150,7 +151,7 @@ class Graph:
         inputs: Sequence[Expr],
         outputs: Sequence[relax.TensorType],
         matrix: tuple[int, ...] | None,
-        tile: CpuTile | None,
+        tile: CpuTile | GpuTile | None,
     ) -> GlobalVar:
         tile = tile or self.tile_of(operator, arguments, matrix)
         family = self.options.family

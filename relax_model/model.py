@@ -1,7 +1,7 @@
 """The decoder and its MTP layers, and the functions that a library exports.
 
     step             tokens → logits of the wanted rows and all rows' hidden states; attention absorbed
-    prefill          the same for one whole block of a prompt; attention expanded
+    prefill          (with `prefill_block`) the same for one whole block of a prompt; attention expanded
     draft            (with MTP) next tokens and hidden states → logits of the token after next, and hidden states
 
 The latent caches come in as one tuple of tensors and are appended to in place; everything else is returned.
@@ -37,10 +37,18 @@ def build_module(
         return partial(observe, name) if observe else None
 
     _export_step(builder, config, options, watching("step"), expanded=False)
-    _export_step(builder, config, options, watching("prefill"), expanded=True)
-    if config.num_nextn_predict_layers:
+    exported = exported_functions(config, options)
+    if "prefill" in exported:
+        _export_step(builder, config, options, watching("prefill"), expanded=True)
+    if "draft" in exported:
         _export_draft(builder, config, options, watching("draft"))
     return builder.finalize()
+
+
+def exported_functions(config: ModelConfig, options: BuildOptions) -> tuple[str, ...]:
+    """The names of the functions that a library has, but for `_metadata`."""
+    wanted = {"step": True, "prefill": options.prefill_block > 0, "draft": config.num_nextn_predict_layers > 0}
+    return tuple(name for name, there in wanted.items() if there)
 
 
 class _Arguments:

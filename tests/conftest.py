@@ -50,12 +50,12 @@ def no_records_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled]:
-    """`compiled(name, quantization="q0f32", cache_dtype=None)`: a tiny checkpoint converted and compiled for the CPU,
+    """`compiled(name, quantization="q0f32", cache_dtype=None, device="cpu")`: a tiny checkpoint converted and compiled,
     once a session."""
     folder = tmp_path_factory.mktemp("compiled")
 
     @functools.cache
-    def compile_once(name: str, quantization: str, cache_dtype: str | None) -> Compiled:
+    def compile_once(name: str, quantization: str, cache_dtype: str | None, device: str) -> Compiled:
         from golden import checkpoints, tokenizer
 
         from mlc_dsv3.compiler import compile_model
@@ -69,20 +69,25 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled
         artifact = folder / f"{name}-{quantization}-MLC"
         if not artifact.exists():
             convert(checkpoint, quantization, artifact)
-        library = folder / f"{name}-{quantization}-{cache_dtype}-cpu.so"
-        compile_model(checkpoint.model_config, quantization, "cpu", library, cache_dtype=cache_dtype)
+        library = folder / f"{name}-{quantization}-{cache_dtype}-{device}.so"
+        compile_model(checkpoint.model_config, quantization, device, library, cache_dtype=cache_dtype)
         return Compiled(source, artifact, library)
 
     # The cache tells a default left out from the same one given, and would compile for each.
-    return lambda name, quantization="q0f32", cache_dtype=None: compile_once(name, quantization, cache_dtype)
+    return lambda name, quantization="q0f32", cache_dtype=None, device="cpu": compile_once(
+        name, quantization, cache_dtype, device
+    )
 
 
 @pytest.fixture(scope="session")
 def driver(compiled: Callable[..., Compiled]) -> Callable[..., Driver]:
-    """`driver(name, quantization="q0f32", cache_dtype=None)`: a compiled tiny checkpoint's driver, one a session."""
+    """`driver(name, quantization="q0f32", cache_dtype=None, device="cpu")`: a compiled tiny checkpoint's driver, one a
+    session."""
 
     @functools.cache
-    def load_once(name: str, quantization: str, cache_dtype: str | None) -> Driver:
-        return compiled(name, quantization, cache_dtype).driver()
+    def load_once(name: str, quantization: str, cache_dtype: str | None, device: str) -> Driver:
+        return compiled(name, quantization, cache_dtype, device).driver()
 
-    return lambda name, quantization="q0f32", cache_dtype=None: load_once(name, quantization, cache_dtype)
+    return lambda name, quantization="q0f32", cache_dtype=None, device="cpu": load_once(
+        name, quantization, cache_dtype, device
+    )

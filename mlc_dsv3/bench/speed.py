@@ -67,11 +67,7 @@ class SpeedBench:
     def fill(self) -> None:
         """Fill the caches with random latents, so that any depth can be measured without computing what is there."""
         latents = self._random.standard_normal(1 << 16, np.float32)
-        for cache in self._model.caches:
-            flat = cache.reshape(-1)
-            for start in range(0, flat.size, latents.size):
-                part = flat[start : start + latents.size]
-                part[...] = latents[: part.size]
+        self._model.fill_caches(lambda shape: np.resize(latents, shape))
 
     def prefill(self, depth: int, tokens: int) -> float:
         """Seconds that a prompt of `tokens` takes after `depth` cached ones, in blocks as the engine cuts them."""
@@ -110,7 +106,7 @@ class SpeedBench:
 
     def memory(self) -> Memory:
         """What is held now. The machine gives no memory back between steps, so that after them this is the peak."""
-        return Memory(rss_anon(), sum(cache.nbytes for cache in self._model.caches))
+        return Memory(rss_anon(), self._model.cache_bytes())
 
     def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> np.ndarray:
         rows = shape.sequences * shape.rows

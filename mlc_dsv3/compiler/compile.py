@@ -46,6 +46,8 @@ def compile_model(
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)
     find_linker()
+    if target.device == "vulkan":
+        _check_vulkan()
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"Compiling for {target.level}", total=4) as advance:
@@ -79,7 +81,9 @@ def build_options(
     """The model's BuildOptions for a target and a quantization; `tuned` as `TunedTiles` has it."""
     from relax_model.graph import BuildOptions
     from relax_model.kernels.cpu_tiles import CpuTile
+    from relax_model.kernels.gpu_tiles import GpuTile
 
+    tile = CpuTile if target.family == "cpu" else GpuTile
     return BuildOptions(
         layout=layout_of(quantization),
         family=target.family,
@@ -87,15 +91,26 @@ def build_options(
         cache_dtype=target.cache_dtype(quantization),
         max_rows=target.default("max_rows"),
         prefill_block=target.default("prefill_block"),
-        tile=CpuTile(**dict(target.tuned)),
+        tile=tile(**dict(target.tuned)),
         tuned=MappingProxyType({kernel: MappingProxyType(dict(tile)) for kernel, tile in (tuned or {}).items()}),
     )
 
 
+def _check_vulkan() -> None:
+    from mlc_dsv3.vulkan import native, spirv
+
+    if reason := native.not_built():
+        raise UserError(reason)
+    spirv.tools()
+
+
 def tvm_target(target: CompileTarget) -> tvm.target.Target:
-    """TVM's Target: the architecture and exactly the features of the level, no processor model beside them."""
+    """TVM's Target: the architecture and exactly the features of the level, no processor model beside them; on a GPU,
+    the device's attributes, and a plain processor as its host."""
     import tvm
 
     triple = f"{target.arch}-linux-gnu" if os.uname().sysname == "Linux" else "arm64-apple-macos"
+    if target.family != "cpu":
+        return tvm.target.Target(dict(target.tvm), host=tvm.target.Target({"kind": "llvm", "mtriple": triple}))
     features = [f"+{feature}" for feature in target.features]
     return tvm.target.Target({**dict(target.tvm), "mtriple": triple, "mattr": features})

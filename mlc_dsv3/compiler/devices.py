@@ -25,6 +25,8 @@ def devices() -> list[DeviceStatus]:
 
 
 def _status(name: str) -> DeviceStatus:
+    if name == "vulkan":
+        return _vulkan_status()
     try:
         target = resolve_target(name)
     except UserError as error:
@@ -34,3 +36,28 @@ def _status(name: str) -> DeviceStatus:
     except UserError as error:
         return DeviceStatus(name, False, True, str(error))
     return DeviceStatus(name, True, True, f"{target.level}, linked by {' '.join(linker)}")
+
+
+def _vulkan_status() -> DeviceStatus:
+    from mlc_dsv3.runtime.virtual_machine import load_runtime
+    from mlc_dsv3.vulkan import native, spirv
+
+    if reason := native.not_built():
+        return DeviceStatus("vulkan", False, False, reason)
+    load_runtime()
+    reasons, can_compile = [], True
+    try:
+        spirv.tools()
+        find_linker()
+    except UserError as error:
+        reasons, can_compile = [str(error)], False
+    reason = native.missing()
+    found = [] if reason else native.devices()
+    usable = [device for device in found if not device["lacking"]]
+    reasons += [f"{device['name']} ({device['type']})" for device in usable]
+    reasons += [f"{device['name']} lacks {device['lacking']}" for device in found if device["lacking"]]
+    if not found:
+        reasons.append(
+            reason or "there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)"
+        )
+    return DeviceStatus("vulkan", can_compile, bool(usable), "; ".join(reasons))

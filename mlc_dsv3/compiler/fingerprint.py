@@ -15,10 +15,11 @@ from relax_model.config import ModelConfig
 @cache
 def compiler_version() -> str:
     """SHA-256 (hex) of the compiler itself: our sources that turn a configuration into code, and TVM's version."""
+    import mlc_dsv3.vulkan
     import relax_model
 
     digest = hashlib.sha256("".join(f"{name}{pin}" for name, pin in PINS.items()).encode())
-    for folder in (Path(relax_model.__file__).parent, Path(__file__).parent):
+    for folder in (Path(relax_model.__file__).parent, Path(__file__).parent, Path(mlc_dsv3.vulkan.__file__).parent):
         for source in sorted(folder.rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -87,6 +87,7 @@ def describe(
 ) -> Metadata:
     """The metadata of a library about to be compiled for `target`; `tuned` are the kernels with a tile of a record."""
     from mlc_dsv3 import __version__
+    from relax_model.model import exported_functions
 
     layout = layout_of(quantization)
     arrays = [array for parameter in parameters(config) for array in parameter.buffers(layout).items()]
@@ -107,7 +108,7 @@ def describe(
         cache_dtype=options.cache_dtype,
         cache_width=cache_width(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim),
         num_caches=config.num_cached_layers,
-        functions=("step", "prefill", *(("draft",) if config.num_nextn_predict_layers else ())),
+        functions=exported_functions(config, options),
         parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),
         tuned=tuple(sorted(tuned)),
     )

@@ -29,7 +29,7 @@ class CompileTarget:
     level: str
     arch: str
     features: tuple[str, ...]
-    tvm: tuple[tuple[str, str], ...]
+    tvm: tuple[tuple[str, Any], ...]
     tuned: tuple[tuple[str, int], ...]
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
@@ -43,9 +43,13 @@ class CompileTarget:
     def stored_as(self, quantization: str) -> str:
         """The quantization with the layout that this target reads fastest, or with the one that its name states.
 
-        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`.
+        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`. UserError for a
+        layout that its kernels do not read.
         """
-        return dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
+        stored = dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
+        if "+" in stored and stored not in dict(self.layouts).values():
+            raise UserError(f"kernels of device {self.device} read no weights stored as {stored}")
+        return stored
 
     def cache_dtype(self, quantization: str) -> str:
         """The latent cache's dtype: the one that was asked for, or what suits weights of this quantization."""
@@ -81,17 +85,21 @@ def resolve_target(
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise UserError(f"cache dtype {cache_dtype!r} is unknown; known: {', '.join(CACHE_DTYPES)}")
     description = read_description("cpu" if device == "auto" else device)
+    family, dtypes = description["target"]["family"], description["cache_dtype"]
+    if cache_dtype is not None and family != "cpu" and cache_dtype not in dtypes.values():
+        known = ", ".join(sorted(set(dtypes.values())))
+        raise UserError(f"device {device} has no cache in {cache_dtype}; it has {known}")
     level = _level(description["level"], target_cpu)
     return CompileTarget(
         device=description["target"]["name"],
-        family=description["target"]["family"],
+        family=family,
         level=level["name"],
-        arch=level["arch"],
+        arch=host_arch() if level["arch"] == "host" else level["arch"],
         features=tuple(level["features"]),
         tvm=tuple(description["target"]["tvm"].items()),
         tuned=tuple(level["tuned"].items()),
         defaults=tuple(description["defaults"].items()),
-        cache_dtypes=tuple(description["cache_dtype"].items()),
+        cache_dtypes=tuple(dtypes.items()),
         layouts=tuple(description["layouts"].items()),
         chosen_cache=cache_dtype,
     )
@@ -106,7 +114,7 @@ def _level(levels: list[dict[str, Any]], target_cpu: str | None) -> dict[str, An
         raise UserError(f"--target-cpu {target_cpu!r} is unknown; known: {known}")
     arch, has = host_arch(), host_features()
     for level in levels:
-        if level["arch"] == arch and not set(level["features"]) - has:
+        if level["arch"] in (arch, "host") and not set(level["features"]) - has:
             return level
     wanted = next((level for level in reversed(levels) if level["arch"] == arch), None)
     if wanted is None:

@@ -10,17 +10,19 @@ from typing import Any
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.compiler.targets import host_arch, host_features
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.memory import HostMemory, Memory, memory_of
 from mlc_dsv3.runtime.virtual_machine import open_machine
 
 
 class Library:
-    """An opened library: its `metadata`, and `function(name)`, an exported function."""
+    """An opened library: its `metadata`, `function(name)`, an exported function, and the `memory` that these work on."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"library {self.path} is not there; make it with: mlc_dsv3 compile")
+        self.memory: Memory = HostMemory()
         try:
             self._machine = open_machine(self.path)
             self.function = self._machine.get_function
@@ -30,6 +32,10 @@ class Library:
             raise UserError(f"{self.path} is no library of this program: {reason}") from None
         self.metadata = Metadata.from_json(text)
         self._refuse_other_processor()
+        if self.metadata.device != "cpu":
+            self.memory = memory_of(self.metadata.device)
+            self._machine = open_machine(self.path, self.metadata.device)
+            self.function = self._machine.get_function
 
     def instrument(self, around: Callable[..., int] | None) -> None:
         """Have the machine call `around(function, symbol, before, result, *arguments)` before and after every call that

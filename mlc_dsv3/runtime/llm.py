@@ -79,6 +79,7 @@ class LLM:
                 page_bytes=compiled.cache_bytes_per_page(),
                 max_batch=batch,
                 cache_tokens=cache_tokens,
+                memory=compiled.available_memory(),
             ),
             max_batch=batch,
             context_window=window,

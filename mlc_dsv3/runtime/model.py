@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.virtual_machine import configure_threads, thread_count, usable_cores
@@ -18,18 +18,19 @@ from relax_model.config import ModelConfig
 
 
 class CompiledModel:
-    """The model on the CPU. Weights stay where they are mapped; the caches are this object's own."""
+    """The model on its library's device. On the CPU weights stay where they are mapped; the caches are this object's own."""
 
     def __init__(self, library: Library, config: ModelConfig, parameters: Any) -> None:
         self.config = config
         self.library = library
         self.metadata: Metadata = library.metadata
-        self._step, self._prefill = library.function("step"), library.function("prefill")
-        self._draft = library.function("draft") if "draft" in self.metadata.functions else None
+        self._memory = library.memory
+        self._functions = {name: library.function(name) for name in self.metadata.functions}
         self._parameters = parameters
         self._caches: Any = None
-        # One a layer, (pages, page_size, cache_width): the arrays that the compiled functions append to.
-        self.caches: list[np.ndarray] = []
+        self._num_pages = 0
+        # One a layer, (pages, page_size, cache_width): the tensors that the compiled functions append to.
+        self.caches: list[Any] = []
 
     @staticmethod
     def load(artifact: Artifact, library: Path, *, threads: int | None = None) -> CompiledModel:
@@ -41,53 +42,58 @@ class CompiledModel:
 
     @staticmethod
     def from_arrays(library: Library, config: ModelConfig, arrays: dict[str, np.ndarray]) -> CompiledModel:
-        """The model over arrays in memory, by name; they are used in place and must be aligned to 64 bytes."""
+        """The model over arrays in memory, by name; on the CPU they are used in place and must be aligned to 64 bytes."""
         import tvm_ffi
 
-        assert all(array.ctypes.data % ALIGNMENT == 0 for array in arrays.values())
-        in_order = [tvm_ffi.from_dlpack(arrays[name]) for name, _, _ in library.metadata.parameters]
-        return CompiledModel(library, config, tvm_ffi.convert(in_order))
+        in_order = [arrays[name] for name, _, _ in library.metadata.parameters]
+        return CompiledModel(library, config, tvm_ffi.convert(library.memory.place(in_order)))
 
     def cache_bytes_per_page(self) -> int:
         """Bytes that one page takes in all layers' caches together."""
         itemsize = np.dtype(self.metadata.cache_dtype).itemsize
         return self.metadata.num_caches * self.metadata.page_size * self.metadata.cache_width * itemsize
 
+    def cache_bytes(self) -> int:
+        """Bytes of the caches that are there."""
+        return self._num_pages * self.cache_bytes_per_page()
+
     def allocate_cache(self, num_pages: int) -> None:
         """Give every layer a latent cache of `num_pages` pages; what an earlier one held is gone."""
         import tvm_ffi
 
+        self._num_pages = num_pages
         shape = (num_pages, self.metadata.page_size, self.metadata.cache_width)
-        self.caches = [aligned_zeros(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
-        self._caches = tvm_ffi.convert([tvm_ffi.from_dlpack(cache) for cache in self.caches])
+        self.caches = [self._memory.empty(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
+        self._caches = tvm_ffi.convert(self.caches)
+
+    def available_memory(self) -> int:
+        """Bytes that the caches may share."""
+        return self._memory.available()
+
+    def fill_caches(self, values: Callable[[tuple[int, ...]], np.ndarray]) -> None:
+        """Write `values(shape)` into each cache, as what is measured and not computed."""
+        for cache in self.caches:
+            self._memory.write(cache, values(tuple(cache.shape)))
 
     def step(self, batch: Batch) -> StepOutput:
         """Append the batch's rows to the cache and run them."""
-        function = self._prefill if batch.expanded else self._step
-        return self._run(function, _tensor(batch.tokens), batch=batch)
+        return self._run("prefill" if batch.expanded else "step", (batch.tokens, "int32"), batch=batch)
 
     def draft(self, batch: Batch, hidden: np.ndarray) -> StepOutput:
         """Run the MTP layer: `batch.tokens` are the next tokens, `hidden` float32 (rows, hidden_size) the states that
         they follow. UserError where the model has no MTP layer."""
-        if self._draft is None:
+        if "draft" not in self._functions:
             raise UserError("this model has no multi-token prediction layer")
-        return self._run(self._draft, _tensor(batch.tokens), _tensor(hidden, "float32"), batch=batch)
+        return self._run("draft", (batch.tokens, "int32"), (hidden, "float32"), batch=batch)
 
-    def _run(self, function: Any, *first: Any, batch: Batch) -> StepOutput:
+    def _run(self, function: str, *first: tuple[np.ndarray, str], batch: Batch) -> StepOutput:
         assert self._caches is not None, "allocate_cache comes before the first step"
         assert 0 < len(batch.tokens) <= self.metadata.max_rows
         assert len(batch.wanted) > 0
         where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
-        logits, hidden = function(*first, *map(_tensor, where), self._caches, self._parameters)
-        return StepOutput(np.from_dlpack(logits), np.from_dlpack(hidden))
-
-
-def _tensor(array: np.ndarray, dtype: str = "int32") -> Any:
-    import tvm_ffi
-
-    copy = aligned_zeros(array.shape, dtype)
-    copy[...] = array
-    return tvm_ffi.from_dlpack(copy)
+        inputs = [self._memory.pass_in(*each) for each in (*first, *((array, "int32") for array in where))]
+        logits, hidden = self._functions[function](*inputs, self._caches, self._parameters)
+        return StepOutput(self._memory.read(logits), self._memory.read(hidden))
 
 
 def set_threads(threads: int | None) -> int:

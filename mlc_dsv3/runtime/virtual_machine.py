@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3._pins import check_pins
+from mlc_dsv3.vulkan import native as vulkan
 
-_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR = 1, 0, 2
+_FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
+# DLPack's.
+DEVICE_CODES = {"cpu": 1, "vulkan": 7}
 
 
 @cache
@@ -30,10 +33,12 @@ def load_runtime() -> None:
 
     suffix = "dylib" if sys.platform == "darwin" else "so"
     ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"libtvm_runtime.{suffix}"), ctypes.RTLD_GLOBAL)
+    # A library with kernels for Vulkan cannot even be opened without.
+    vulkan.load()
 
 
-def open_machine(library: Path) -> Any:
-    """The Relax virtual machine over a compiled library, on the CPU: a module whose `get_function` finds functions.
+def open_machine(library: Path, device: str = "cpu") -> Any:
+    """The Relax virtual machine over a compiled library on a device: a module whose `get_function` finds functions.
 
     Raises RuntimeError, OSError or AttributeError, in TVM's words, for a file that is no such library.
     """
@@ -41,7 +46,9 @@ def open_machine(library: Path) -> Any:
     import tvm_ffi
 
     machine = tvm_ffi.load_module(str(library.absolute()))["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, _FIRST_DEVICE, _POOLED_ALLOCATOR)
+    # The host comes last, for what is computed there.
+    devices = [DEVICE_CODES[device]] + ([DEVICE_CODES["cpu"]] if device != "cpu" else [])
+    machine["vm_initialization"](*(value for code in devices for value in (code, _FIRST_DEVICE, _POOLED_ALLOCATOR)))
     return machine
 
 

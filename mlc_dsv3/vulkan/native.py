@@ -20,10 +20,15 @@ _BUILD = (
 )
 
 
+def not_built() -> str | None:
+    """Why kernels cannot be compiled here, and what to do; None where they can: that takes no device."""
+    return None if _LIBRARY.is_file() else _BUILD
+
+
 def missing() -> str | None:
     """Why there is no Vulkan here, and what to do; None where there is."""
-    if not _LIBRARY.is_file():
-        return _BUILD
+    if reason := not_built():
+        return reason
     load()
     import tvm_ffi
 

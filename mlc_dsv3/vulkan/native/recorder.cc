@@ -10,8 +10,9 @@
 namespace mlc_vulkan {
 namespace {
 
-// A batch is submitted when it has so many commands and the device has nothing to do, or so many whatever it does: a
-// decoding step then takes two submissions, and the device starts on its first kernels while the rest is recorded.
+// The first batch after the host has waited is submitted when it has so many launches, and later ones when they have so
+// many or when the host waits again: a decoding step takes two submissions, and the device works on its first kernels
+// while the rest is recorded.
 constexpr int kEagerBatch = 24;
 constexpr int kLargestBatch = 2048;
 constexpr VkDeviceSize kStagingChunk = VkDeviceSize{8} << 20;
@@ -149,8 +150,10 @@ void Recorder::launch(const Kernel& kernel, VkPipeline pipeline, VkPipelineLayou
     recorded_++;
     statistics_.launches++;
   }
-  bool idle = recorded_ % kEagerBatch == 0 && completed() == submitted_;
-  if (idle || recorded_ >= kLargestBatch) submit();
+  if (recorded_ >= (eager_ ? kEagerBatch : kLargestBatch)) {
+    submit();
+    eager_ = false;
+  }
 }
 
 VkDeviceAddress Recorder::argument_slot(VkDeviceSize size) {
@@ -270,6 +273,7 @@ void Recorder::wait(uint64_t batch) {
 void Recorder::finish() {
   submit();
   wait(submitted_);
+  eager_ = true;
 }
 
 std::vector<Timing> Recorder::profile(bool on) {

@@ -79,6 +79,7 @@ class Recorder {
   VkCommandBuffer open_ = VK_NULL_HANDLE;
   uint64_t submitted_ = 0, completed_ = 0;
   int recorded_ = 0;  // commands in the open batch
+  bool eager_ = true;  // whether the next batch is the first since the host waited
   std::vector<VkDeviceAddress> reads_, writes_;
   bool barrier_due_ = false;
   std::vector<Staging> staging_;

@@ -26,6 +26,11 @@ from relax_model.layout import Layout
 _LOWEST = -3.0e38
 
 
+def query_columns(shape: AttentionShape, tile: GpuTile) -> tuple[int, int]:
+    """Shape of a row of absorbed queries."""
+    return shape.heads, shape.latent_width
+
+
 @kernel("latent_append", "gpu")
 def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFunc:
     """Normalise the latent, rotate the shared key and write both into each row's slot of the cache, in place.

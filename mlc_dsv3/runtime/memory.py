@@ -1,0 +1,148 @@
+"""Where a model's tensors live: on the CPU NumPy's arrays themselves, on a GPU copies of them."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.progress import progress
+from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
+from mlc_dsv3.runtime.capacity import available_memory
+from mlc_dsv3.runtime.virtual_machine import DEVICE_CODES, load_runtime
+
+
+class Memory(Protocol):
+    """One device's."""
+
+    def place(self, arrays: list[np.ndarray]) -> list[Any]:
+        """Tensors that last: parameters. On the CPU they are the arrays, which must be aligned to 64 bytes."""
+
+    def pass_in(self, array: np.ndarray, dtype: str) -> Any:
+        """A tensor for one step, as `dtype`."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A tensor to be written, of zeros where it is the host's."""
+
+    def read(self, tensor: Any) -> np.ndarray:
+        """A tensor's values; on the CPU its own memory."""
+
+    def write(self, tensor: Any, values: np.ndarray) -> None:
+        """New values for the whole of a tensor."""
+
+    def available(self) -> int:
+        """Bytes that caches may share."""
+
+
+def memory_of(device: str) -> Memory:
+    """The memory of a device by its name. UserError where it is not there."""
+    return HostMemory() if device == "cpu" else DeviceMemory(device)
+
+
+class HostMemory:
+    """The CPU's: nothing is copied but a step's inputs, for their alignment."""
+
+    def place(self, arrays: list[np.ndarray]) -> list[Any]:
+        """See `Memory`."""
+        import tvm_ffi
+
+        assert all(array.ctypes.data % ALIGNMENT == 0 for array in arrays)
+        return [tvm_ffi.from_dlpack(array) for array in arrays]
+
+    def pass_in(self, array: np.ndarray, dtype: str) -> Any:
+        """See `Memory`."""
+        tensor = self.empty(array.shape, dtype)
+        self.read(tensor)[...] = array
+        return tensor
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `Memory`."""
+        import tvm_ffi
+
+        return tvm_ffi.from_dlpack(aligned_zeros(shape, dtype))
+
+    def read(self, tensor: Any) -> np.ndarray:
+        """See `Memory`."""
+        return np.from_dlpack(tensor)
+
+    def write(self, tensor: Any, values: np.ndarray) -> None:
+        """See `Memory`."""
+        self.read(tensor)[...] = values
+
+    def available(self) -> int:
+        """See `Memory`."""
+        return available_memory()
+
+
+class DeviceMemory:
+    """A GPU's, through TVM's device API."""
+
+    def __init__(self, device: str) -> None:
+        load_runtime()
+        import tvm_ffi
+
+        if device == "vulkan":
+            _check_vulkan()
+        self._device = tvm_ffi.device(device, 0)
+        self._device_name = device
+        self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
+        # Waits for nothing, unlike the copying of bytes; what is given may change at once.
+        self._copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+        self._copy_out = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
+        assert self._device.dlpack_device_type() == DEVICE_CODES[device]
+
+    def place(self, arrays: list[np.ndarray]) -> list[Any]:
+        """See `Memory`."""
+        placed = []
+        with progress(f"Loading to {self._device_name}", total=sum(array.nbytes for array in arrays)) as advance:
+            for array in arrays:
+                placed.append(self.pass_in(array, str(array.dtype)))
+                advance(array.nbytes)
+        return placed
+
+    def pass_in(self, array: np.ndarray, dtype: str) -> Any:
+        """See `Memory`."""
+        tensor = self.empty(array.shape, dtype)
+        self.write(tensor, array)
+        return tensor
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `Memory`."""
+        import tvm_ffi
+
+        return self._allocate(tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype), self._device, None)
+
+    def read(self, tensor: Any) -> np.ndarray:
+        """See `Memory`."""
+        values = np.empty(tuple(tensor.shape), str(tensor.dtype))
+        self._copy_out(tensor, ctypes.c_void_p(values.ctypes.data), values.nbytes)
+        return values
+
+    def write(self, tensor: Any, values: np.ndarray) -> None:
+        """See `Memory`."""
+        import tvm_ffi
+
+        values = np.require(values, str(tensor.dtype), ["C", "W"])
+        self._copy(tvm_ffi.from_dlpack(values), tensor)
+
+    def available(self) -> int:
+        """See `Memory`. On a device that shares the host's, no more than the host has left."""
+        from mlc_dsv3.vulkan import native
+
+        device, held = native.devices()[0], native.statistics()["reserved"]
+        free = device["memory"] - held
+        return free if device["type"] == "discrete" else min(free, available_memory())
+
+
+def _check_vulkan() -> None:
+    from mlc_dsv3.vulkan import native
+
+    if reason := native.missing():
+        raise UserError(reason)
+    devices = native.devices()
+    if not devices:
+        raise UserError("there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)")
+    if lacking := devices[0]["lacking"]:
+        raise UserError(f"the Vulkan device {devices[0]['name']} lacks {lacking}")

@@ -1,0 +1,143 @@
+"""Whole models on a Vulkan device: logits against transformers' and the CPU's library, and the verbs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden import checkpoints
+from golden.driver import Driver, mixed_schedule
+from golden.families import CHECKPOINTS
+from on_device import needs_vulkan
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.vulkan import native
+
+pytestmark = needs_vulkan
+# In standard deviations of the golden logits.
+TOLERANCE = 1e-3
+COMMAND = Path(sys.executable).parent / "mlc_dsv3"
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def on_vulkan(driver: Callable[..., Driver]) -> Callable[..., Driver]:
+    return lambda name, *options: driver(name, *options, device="vulkan")
+
+
+def error(logits: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(logits - expected).max() / expected.std())
+
+
+def test_logits_are_transformers(name: str, on_vulkan: Callable[..., Driver]) -> None:
+    golden, prompt = checkpoints.golden(name), checkpoints.prompt(name)
+    chosen = on_vulkan(name)
+    for chunk in (None, 7):
+        assert error(chosen.prefill(prompt, chunk).logits, golden["logits"]) <= TOLERANCE, chunk
+    lengths = [len(prompt), 41, 8, 1]
+    results = chosen.run([prompt[:length] for length in lengths], mixed_schedule(lengths, [9, 1, 5, 1]))
+    for result, length in zip(results, lengths, strict=True):
+        assert np.abs(result.logits - golden["logits"][:length]).max() <= TOLERANCE * golden["logits"].std()
+
+
+def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_vulkan: Callable[..., Driver]) -> None:
+    prompt, greedy = checkpoints.prompt(name), checkpoints.golden(name)["greedy"]
+    tokens = np.concatenate([prompt, greedy[:-1]])
+    chosen, steps = on_vulkan(name), [(0, at, at + 1) for at in range(len(prompt), len(tokens))]
+    before = native.statistics()["submissions"]
+    logits = chosen.run([tokens], [[(0, 0, len(prompt))], *([step] for step in steps)])[0].logits
+    assert np.array_equal(logits[len(prompt) - 1 :].argmax(axis=1), greedy)
+    assert native.statistics()["submissions"] - before <= 2 * (1 + len(steps))
+
+
+@pytest.mark.parametrize("name", [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.mtp_layers][:2])
+def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
+    golden, prompt, chosen = checkpoints.golden(name), checkpoints.prompt(name), on_vulkan(name)
+    next_tokens = np.append(prompt[1:], golden["greedy"][0])
+    logits = chosen.draft(next_tokens, chosen.prefill(prompt).hidden).logits
+    assert error(logits, golden["draft_logits"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("quantization", ["q0f16", "q0bf16", "q4f16_1", "q8f16_1"])
+def test_quantized_logits_are_the_cpus(
+    quantization: str, driver: Callable[..., Driver], on_vulkan: Callable[..., Driver]
+) -> None:
+    prompt = checkpoints.prompt("deepseek_v3")
+    found, expected = (make("deepseek_v3", quantization).prefill(prompt).logits for make in (on_vulkan, driver))
+    # Ties of the float16 cache's rounding may fall otherwise.
+    assert error(found, expected) <= 5e-3
+
+
+def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_vulkan: Callable[..., Driver]) -> None:
+    """Within the kernels of few rows."""
+    prompt, chosen = checkpoints.prompt("deepseek_v2")[:24], on_vulkan("deepseek_v2")
+    by_chunks = {chunk: chosen.prefill(prompt, chunk).logits for chunk in (1, 3, 8)}
+    assert np.array_equal(by_chunks[1], by_chunks[3]) and np.array_equal(by_chunks[1], by_chunks[8])
+
+
+def test_pages_may_lie_anywhere(on_vulkan: Callable[..., Driver]) -> None:
+    prompt, chosen = checkpoints.prompt("deepseek_v3"), on_vulkan("deepseek_v3")
+    schedule = [[(0, 0, len(prompt))]]
+    first, second = (chosen.run([prompt], schedule, pages=seed)[0].logits for seed in (1, 2))
+    assert np.array_equal(first, second)
+
+
+def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("PYTHONPATH", None)
+
+    def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment)
+        assert done.returncode == code, done.stderr
+        return done
+
+    assert "vulkan" in run("devices").stdout
+    told = next(device for device in json.loads(run("devices", "--json").stdout) if device["name"] == "vulkan")
+    assert told["can_compile"] and told["can_run"]
+    question = ("chat", "--prompt", "What is 3 + 4?", "--temperature", "0", "--max-tokens", "64", "--json")
+    here = json.loads(run(*question, "--device", "vulkan").stdout)
+    there = json.loads(run(*question, "--quantization", "q4f16_1+mlc").stdout)
+    assert here["token_ids"] == there["token_ids"]
+    made = compiled("deepseek_v2_lite", "q4f16_1")
+    library = tmp_path / "model.so"
+    run("compile", made.artifact, "--device", "vulkan", "-o", library)
+    assert json.loads(run("inspect", library, "--json").stdout)["device"] == "vulkan"
+    answer = run(
+        "chat", made.artifact, "--model-lib", library, "--raw", "--prompt", "ab", "--max-tokens", "4", "--json"
+    )
+    assert len(json.loads(answer.stdout)["token_ids"]) <= 4
+    for arguments, text in (
+        (("--cache-dtype", "int8"), "device vulkan has no cache in int8; it has float16, float32"),
+        (("--quantization", "q4f16_1+vnni16"), "kernels of device vulkan read no weights stored as q4f16_1+vnni16"),
+    ):
+        refused = run("chat", "--device", "vulkan", "--prompt", "hi", *arguments, code=2)
+        assert refused.stdout == "" and len(refused.stderr.strip().splitlines()) == 1
+        assert text in refused.stderr
+
+
+def test_without_a_device_or_the_native_part_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlc_dsv3.compiler import devices
+    from mlc_dsv3.runtime.memory import memory_of
+
+    monkeypatch.setattr(native, "devices", list)
+    with pytest.raises(UserError, match="there is no Vulkan device"):
+        memory_of("vulkan")
+    status = next(device for device in devices() if device.name == "vulkan")
+    assert status.can_compile and not status.can_run and "apt install mesa-vulkan-drivers" in status.reason
+    monkeypatch.setattr(native, "_LIBRARY", Path("/nowhere"))
+    with pytest.raises(UserError, match="install a C\\+\\+ compiler and the Vulkan headers"):
+        memory_of("vulkan")
+    status = next(device for device in devices() if device.name == "vulkan")
+    assert dataclasses.astuple(status)[1:3] == (False, False)
