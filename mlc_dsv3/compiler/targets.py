@@ -43,8 +43,8 @@ class CompileTarget:
     def stored_as(self, quantization: str) -> str:
         """The quantization with the layout that this target reads fastest, or with the one that its name states.
 
-        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`. UserError for a
-        layout that its kernels do not read.
+        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`. UserError
+        for a layout that its kernels do not read.
         """
         stored = dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
         if "+" in stored and stored not in dict(self.layouts).values():

@@ -15,7 +15,7 @@ from mlc_dsv3.runtime.virtual_machine import open_machine
 
 
 class Library:
-    """An opened library: its `metadata`, `function(name)`, an exported function, and the `memory` that these work on."""
+    """An opened library: its `metadata`, `function(name)`, an exported function, and the `memory` that they work on."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""

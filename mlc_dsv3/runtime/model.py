@@ -18,7 +18,7 @@ from relax_model.config import ModelConfig
 
 
 class CompiledModel:
-    """The model on its library's device. On the CPU weights stay where they are mapped; the caches are this object's own."""
+    """The model on its library's device. On the CPU weights stay where they are mapped; the caches are its own."""
 
     def __init__(self, library: Library, config: ModelConfig, parameters: Any) -> None:
         self.config = config
@@ -42,7 +42,7 @@ class CompiledModel:
 
     @staticmethod
     def from_arrays(library: Library, config: ModelConfig, arrays: dict[str, np.ndarray]) -> CompiledModel:
-        """The model over arrays in memory, by name; on the CPU they are used in place and must be aligned to 64 bytes."""
+        """The model over arrays in memory, by name; the CPU uses them in place, and wants them aligned to 64 bytes."""
         import tvm_ffi
 
         in_order = [arrays[name] for name, _, _ in library.metadata.parameters]

@@ -34,6 +34,8 @@ def tune(config: ModelConfig, quantization: str, device: str, threads: int | Non
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds}; it must be more than 0")
     target = resolve_target(device)
+    if target.device != "cpu":
+        raise UserError(f"tune knows the kernels of the device cpu alone so far, not {target.device}'s")
     end = time.perf_counter() + seconds
     configure_threads(threads)  # before tvm is imported, whose threads it decides on
 

@@ -60,7 +60,7 @@ class Matrix:
         return code * T.Cast("float32", self._scale[row, column // GROUP])
 
     def run(self, row: Any, start: Any) -> list[Any]:
-        """Eight values from column `start` on, a multiple of eight; past the last column they are zero or times zero."""
+        """Eight values from column `start` on, a multiple of eight; past the last column they are zero."""
         if isinstance(self._layout, FloatLayout):
             whole = self._columns % _WORD == 0
             return [
@@ -111,11 +111,10 @@ def block_sum(threads: int) -> Callable[..., Any]:
 
 
 def few_rows(tile: GpuTile, columns: int, count: int) -> Callable[..., Any]:
-    """Statement `multiply(t, part, matrix, row, x, y, y_at, valid, add)`: `count` rows times as many outputs as a block
-    makes. `part` is float32 (count · threads,) in shared memory.
+    """Statement `multiply(t, part, matrix, row, x, y, y_at, valid, add)`: `count` rows times a block's outputs.
 
-    `row(o)` is the matrix's row of output o of the block and x(r, k) reads a row, both within bounds. Where valid(r, o),
-    y[y_at(r, o)] = sum + add(r, o).
+    `part` is float32 (count · threads,) in shared memory. `row(o)` is the matrix's row of output o of the block and
+    x(r, k) reads a row, both within bounds. Where valid(r, o), y[y_at(r, o)] = sum + add(r, o).
     """
     lanes, outputs = tile.lanes, tile.threads // tile.lanes
     groups = -(-columns // GROUP)
@@ -166,7 +165,8 @@ def fill(buffer, values):
 
 
 def many_rows(columns: int) -> Callable[..., Any]:
-    """Statement `multiply(t, matrix, row, x, y, y_at, valid, add)`, as `few_rows` has it, for a square of 64 rows times 64 outputs, by MANY_THREADS threads."""
+    """Statement `multiply(t, matrix, row, x, y, y_at, valid, add)`, as `few_rows` has it, for a square of 64 rows times
+    64 outputs, by MANY_THREADS threads."""
     chunks = -(-columns // GROUP)
     pad = SIDE + 1
 

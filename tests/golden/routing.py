@@ -1,5 +1,7 @@
-"""The choice of experts in float64 NumPy, a plain reading of the papers' equations (DeepSeek-V3 report, 13-16; DeepSeek-V2,
-section 2.2.2), and routers of every kind."""
+"""The choice of experts in float64 NumPy, a plain reading of the papers' equations, and routers of every kind.
+
+DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_shared_memory_is_used_again_for_another_type() -> None:
         for t in T.thread_binding(64, "threadIdx.x"):
             S = T.alloc_buffer((64,), "float32", scope="shared.dyn")
             H = T.alloc_buffer((64,), "float16", scope="shared.dyn")
-            I = T.alloc_buffer((64,), "int64", scope="shared.dyn")
+            W = T.alloc_buffer((64,), "int64", scope="shared.dyn")
             L = T.alloc_buffer((1,), "float32", scope="local")
             S[t] = A[t]
             T.evaluate(T.tvm_storage_sync("shared.dyn"))
@@ -139,9 +139,9 @@ def test_shared_memory_is_used_again_for_another_type() -> None:
             B[t] = H[(t + 1) % 64]
             L[0] = T.Cast("float32", H[t])
             T.evaluate(T.tvm_storage_sync("shared.dyn"))
-            I[t] = T.Cast("int64", L[0]) * T.int64(10000000000)
+            W[t] = T.Cast("int64", L[0]) * T.int64(10000000000)
             T.evaluate(T.tvm_storage_sync("shared.dyn"))
-            C[t] = I[63 - t]
+            C[t] = W[63 - t]
 
     x = RANDOM.integers(-100, 100, 64).astype(np.float32)
     found = run(twice, [x], ((64,), "float16"), ((64,), "int64"))

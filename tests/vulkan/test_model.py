@@ -25,9 +25,11 @@ pytestmark = needs_vulkan
 # In standard deviations of the golden logits.
 TOLERANCE = 1e-3
 COMMAND = Path(sys.executable).parent / "mlc_dsv3"
+# One of each model type; the two rotary forms, tied heads, and both with and without q_lora_rank among them.
+NAMES = list({checkpoint.config["model_type"]: name for name, checkpoint in CHECKPOINTS.items()}.values())
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -70,7 +72,7 @@ def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
     assert error(logits, golden["draft_logits"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("quantization", ["q0f16", "q0bf16", "q4f16_1", "q8f16_1"])
+@pytest.mark.parametrize("quantization", ["q0bf16", "q4f16_1", "q8f16_1"])
 def test_quantized_logits_are_the_cpus(
     quantization: str, driver: Callable[..., Driver], on_vulkan: Callable[..., Driver]
 ) -> None:

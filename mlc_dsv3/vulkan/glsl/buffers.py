@@ -1,4 +1,4 @@
-"""Memory as kernels see it: buffers behind device addresses, shared and private arrays, and loads and stores on them."""
+"""Memory as kernels see it: buffers behind device addresses, shared and private arrays, loads and stores on them."""
 
 from __future__ import annotations
 

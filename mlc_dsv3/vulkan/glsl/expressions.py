@@ -1,4 +1,4 @@
-"""TIR's expressions → GLSL. A vector is as many scalar expressions; what cannot stand in an expression goes before it."""
+"""TIR's expressions → GLSL. A vector is as many scalars; what cannot stand in an expression goes before it."""
 
 from __future__ import annotations
 

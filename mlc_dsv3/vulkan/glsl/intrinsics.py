@@ -102,7 +102,8 @@ float erf_(float x) {
     if (a < 0.3f)
         return x * fma(s, fma(s, fma(s, fma(s, 5.2239776e-3f, -2.6866170e-2f), 0.11283792f), -0.37612639f), 1.1283792f);
     float t = 1.0f / fma(0.3275911f, a, 1.0f);
-    float p = t * fma(t, fma(t, fma(t, fma(t, 1.061405429f, -1.453152027f), 1.421413741f), -0.284496736f), 0.254829592f);
+    float q = fma(t, fma(t, fma(t, 1.061405429f, -1.453152027f), 1.421413741f), -0.284496736f);
+    float p = t * fma(t, q, 0.254829592f);
     return sign(x) * (1.0f - p * exp(-s));
 }""",
     "pow_": """\

@@ -104,7 +104,7 @@ def _write(name: str, function: Any, types: Types) -> Shader:
             *references.declared.values(),
             *body.shared,
             *([_BARRIER] if body.barriers else []),
-            f"layout(local_size_x = {body.block[0]}, local_size_y = {body.block[1]}, local_size_z = {body.block[2]}) in;",
+            "layout({}) in;".format(", ".join(f"local_size_{axis} = {body.block[i]}" for i, axis in enumerate("xyz"))),
             "void main() {",
             *code.lines,
             "}",

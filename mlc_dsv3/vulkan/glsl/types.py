@@ -1,8 +1,8 @@
 """TIR's scalar types in GLSL: what holds a value, what memory holds, literals and conversions.
 
-Integers of 8 and 16 bits are computed as 32-bit ones and wrapped afterwards, so that a device needs no narrow arithmetic.
-float16 is computed as it is where the device can, and otherwise in float32, rounded after every operation, which
-gives the same results.
+Integers of 8 and 16 bits are computed as 32-bit ones and wrapped afterwards, so that a device needs no narrow
+arithmetic. float16 is computed as it is where the device can, and otherwise in float32, rounded after every operation,
+which gives the same results.
 """
 
 from __future__ import annotations

@@ -219,9 +219,11 @@ def expert_linear(
                     for t in T.thread_binding(threads, "threadIdx.x"):
                         expert = T.alloc_buffer((1,), "int32", scope="shared")
                         for w in T.serial(-(-experts // threads)):
-                            if w * threads + t < experts:
-                                if T.And(starts[w * threads + t] <= q, q < starts[w * threads + t + 1]):
-                                    expert[0] = w * threads + t
+                            if T.And(
+                                w * threads + t < experts,
+                                T.And(starts[w * threads + t] <= q, q < starts[w * threads + t + 1]),
+                            ):
+                                expert[0] = w * threads + t
                         T.evaluate(T.tvm_storage_sync("shared"))
                         part = T.alloc_buffer((threads,), "float32", scope="shared")
                         multiply(
