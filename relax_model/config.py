@@ -144,6 +144,22 @@ class RouterConfig:
         """Whether `e_score_correction_bias` is added to the scores for the choice (not for the weights)."""
         return self.topk_method == "noaux_tc"
 
+    @property
+    def group_score_experts(self) -> int:
+        """How many of a group's best experts its score is the sum of."""
+        return 2 if self.topk_method == "noaux_tc" else 1
+
+    @property
+    def normalizes_weights(self) -> bool:
+        """Whether the chosen experts' weights are made to sum up to one."""
+        return self.norm_topk_prob and (self.scoring_func == "sigmoid" or self.num_experts_per_tok > 1)
+
+    @property
+    def weight_factor(self) -> float:
+        """What weights are multiplied with in the end. DeepSeek-V2's gate scales only what it does not normalise."""
+        unscaled = self.normalizes_weights and self.scoring_func != "sigmoid"
+        return 1.0 if unscaled else self.routed_scaling_factor
+
 
 @dataclass(frozen=True)
 class ModelConfig:

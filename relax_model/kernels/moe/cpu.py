@@ -46,10 +46,7 @@ def route(router: RouterConfig, hidden: int, *, tile: CpuTile) -> PrimFunc:
     groups, chosen_groups = router.n_group, router.topk_group
     size = experts // groups
     biased, sigmoid = router.has_correction_bias, router.scoring_func == "sigmoid"
-    summed = 2 if router.topk_method == "noaux_tc" else 1
-    # DeepSeek-V2's gate scales only what it does not normalise.
-    normalized = router.norm_topk_prob and (sigmoid or top_k > 1)
-    scaling = 1.0 if normalized and not sigmoid else router.routed_scaling_factor
+    summed, normalized, scaling = router.group_score_experts, router.normalizes_weights, router.weight_factor
     block = tile.columns
     multiply = product(tile, block, hidden)
 
