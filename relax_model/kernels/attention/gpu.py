@@ -20,7 +20,7 @@ from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_tiles import GpuTile, Matrix, few_rows
 from relax_model.kernels.norm.gpu import normalizer
 from relax_model.kernels.registry import kernel
-from relax_model.kernels.rope.cpu import rotated
+from relax_model.kernels.rope.gpu import rotator
 from relax_model.layout import Layout
 
 _LOWEST = -3.0e38
@@ -40,7 +40,7 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFu
     """
     assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
     rank, page, pairs, threads = shape.kv_lora_rank, shape.page_size, shape.rope // 2, tile.threads
-    normalize = normalizer(rank, eps, threads)
+    normalize, rotate = normalizer(rank, eps, threads), rotator(shape.rope, shape.interleaved)
 
     @T.prim_func(private=True, s_tir=True)
     def latent_append_gpu(
@@ -69,12 +69,7 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFu
                     normalize(t, lambda k: KvA[i, k], row, lambda k: k, weight)
                     for w in T.serial(-(-pairs // threads)):
                         if w * threads + t < pairs:
-                            row[rank + w * threads + t] = rotated(
-                                lambda c: KvA[i, rank + c], Table, i, w * threads + t, shape.rope, shape.interleaved
-                            )[0]
-                            row[rank + pairs + w * threads + t] = rotated(
-                                lambda c: KvA[i, rank + c], Table, i, w * threads + t, shape.rope, shape.interleaved
-                            )[1]
+                            rotate(lambda c: KvA[i, rank + c], Table, i, w * threads + t, row, lambda c: rank + c)
                     T.evaluate(T.tvm_storage_sync("shared"))
                     for w in T.serial(-(-shape.latent_width // threads)):
                         if w * threads + t < shape.latent_width:
@@ -95,6 +90,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> Pri
     rank, heads, threads, rows = shape.kv_lora_rank, shape.heads, tile.threads, tile.rows
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
     blocks, pairs = -(-rank // threads), shape.rope // 2
+    rotate = rotator(shape.rope, shape.interleaved, shape.score_factor)
 
     @T.prim_func(private=True, s_tir=True)
     def query_absorb_gpu(
@@ -142,11 +138,7 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> Pri
                         if b % blocks == 0:
                             for w in T.serial(-(-rows * pairs // threads)):
                                 if T.And(w * threads + t < rows * pairs, c * rows + (w * threads + t) // pairs < m):
-                                    Y[
-                                        c * rows + (w * threads + t) // pairs,
-                                        b // blocks,
-                                        rank + (w * threads + t) % pairs,
-                                    ] = rotated(
+                                    rotate(
                                         lambda e: Q[
                                             c * rows + (w * threads + t) // pairs,
                                             b // blocks * shape.query_width + shape.nope + e,
@@ -154,24 +146,9 @@ def query_absorb(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> Pri
                                         Table,
                                         c * rows + (w * threads + t) // pairs,
                                         (w * threads + t) % pairs,
-                                        shape.rope,
-                                        shape.interleaved,
-                                    )[0] * T.float32(shape.score_factor)
-                                    Y[
-                                        c * rows + (w * threads + t) // pairs,
-                                        b // blocks,
-                                        rank + pairs + (w * threads + t) % pairs,
-                                    ] = rotated(
-                                        lambda e: Q[
-                                            c * rows + (w * threads + t) // pairs,
-                                            b // blocks * shape.query_width + shape.nope + e,
-                                        ],
-                                        Table,
-                                        c * rows + (w * threads + t) // pairs,
-                                        (w * threads + t) % pairs,
-                                        shape.rope,
-                                        shape.interleaved,
-                                    )[1] * T.float32(shape.score_factor)
+                                        Y,
+                                        lambda e: (c * rows + (w * threads + t) // pairs, b // blocks, rank + e),
+                                    )
 
     return without(query_absorb_gpu, *scale_names(layout))
 

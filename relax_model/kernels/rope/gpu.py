@@ -1,12 +1,28 @@
-"""The rotary table for GPUs."""
+"""The rotary table for GPUs, and the rotation that the attention kernels apply from it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.kernels.registry import kernel
+from relax_model.kernels.rope.cpu import rotated
+
+
+def rotator(dim: int, interleaved: bool, factor: float = 1.0) -> Callable[..., Any]:
+    """Statement `rotate(x, table, row, pair, y, y_at)`: y[y_at(c)] = channel c of x, rotated and times `factor`, for both
+    channels c of a rotary pair."""
+
+    @T.inline
+    def rotate(x, table, row, pair, y, y_at):
+        y[y_at(pair)] = rotated(x, table, row, pair, dim, interleaved)[0] * T.float32(factor)
+        y[y_at(dim // 2 + pair)] = rotated(x, table, row, pair, dim, interleaved)[1] * T.float32(factor)
+
+    return rotate
 
 
 @kernel("rope_table", "gpu")
