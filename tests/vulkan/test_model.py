@@ -25,8 +25,8 @@ pytestmark = needs_vulkan
 # In standard deviations of the golden logits.
 TOLERANCE = 1e-3
 COMMAND = Path(sys.executable).parent / "mlc_dsv3"
-# One of each model type; the two rotary forms, tied heads, and both with and without q_lora_rank among them.
-NAMES = list({checkpoint.config["model_type"]: name for name, checkpoint in CHECKPOINTS.items()}.values())
+# The first of each model type.
+NAMES = list({checkpoint.config["model_type"]: name for name, checkpoint in reversed(CHECKPOINTS.items())}.values())
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -64,7 +64,7 @@ def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_
     assert native.statistics()["submissions"] - before <= 2 * (1 + len(steps))
 
 
-@pytest.mark.parametrize("name", [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.mtp_layers][:2])
+@pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])
 def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
     golden, prompt, chosen = checkpoints.golden(name), checkpoints.prompt(name), on_vulkan(name)
     next_tokens = np.append(prompt[1:], golden["greedy"][0])
@@ -76,15 +76,15 @@ def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
 def test_quantized_logits_are_the_cpus(
     quantization: str, driver: Callable[..., Driver], on_vulkan: Callable[..., Driver]
 ) -> None:
-    prompt = checkpoints.prompt("deepseek_v3")
-    found, expected = (make("deepseek_v3", quantization).prefill(prompt).logits for make in (on_vulkan, driver))
+    prompt = checkpoints.prompt("deepseek_v2_lite")
+    found, expected = (make("deepseek_v2_lite", quantization).prefill(prompt).logits for make in (on_vulkan, driver))
     # Ties of the float16 cache's rounding may fall otherwise.
     assert error(found, expected) <= 5e-3
 
 
 def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_vulkan: Callable[..., Driver]) -> None:
     """Within the kernels of few rows."""
-    prompt, chosen = checkpoints.prompt("deepseek_v2")[:24], on_vulkan("deepseek_v2")
+    prompt, chosen = checkpoints.prompt("deepseek_v2_lite")[:24], on_vulkan("deepseek_v2_lite")
     by_chunks = {chunk: chosen.prefill(prompt, chunk).logits for chunk in (1, 3, 8)}
     assert np.array_equal(by_chunks[1], by_chunks[3]) and np.array_equal(by_chunks[1], by_chunks[8])
 
