@@ -84,7 +84,8 @@ def test_mistakes_are_one_line_and_exit_code_2(run, tmp_path: Path) -> None:
         (("chat", "--max-tokens", "0", "--prompt", "hi"), "max_tokens"),
         (("chat", "--prompt", "hi " * 5000), "context window"),
         (("bench", "--depth", "x"), "--depth is 'x'"),
-        (("bench", "--device", "vulkan"), "bench measures the device cpu alone so far, not vulkan"),
+        (("bench", "--device", "vulkan", "--versus", "llama.cpp"), "--versus measures on the CPU; leave --device out"),
+        (("bench", "--device", "vulkan", "--quality"), "--quality and --plot are for the device cpu"),
         (("bench", "--random-weights"), "--model-config and --random-weights go together"),
     ):
         done = run(*arguments, code=2)

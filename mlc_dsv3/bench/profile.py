@@ -18,13 +18,17 @@ _Key = tuple[str, tuple[int, ...]]  # operator and shape
 
 @dataclass(frozen=True)
 class KernelTime:
-    """One kernel in a step (or a prompt): `shape` is its last output's, which tells one `linear` from another."""
+    """One kernel in a step (or a prompt): `shape` is its last output's, which tells one `linear` from another.
+
+    `launches` are the device's; the CPU has none.
+    """
 
     operator: str
     shape: tuple[int, ...]
     calls: int
     milliseconds: float
     share: float
+    launches: int = 0
 
     @property
     def is_expert(self) -> bool:
@@ -36,10 +40,13 @@ class KernelTime:
 class _Run:
     seconds: dict[_Key, float] = field(default_factory=lambda: defaultdict(float))
     calls: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
+    launches: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class KernelTimer:
     """Times every kernel that `library` calls while the context is open, in runs that `end_run` ends.
+
+    A GPU is waited for after each, so that a launch's submission is in its time.
 
     Of each kernel's sums over a run the median is told, so that a run that was disturbed does not count.
     """
@@ -48,7 +55,7 @@ class KernelTimer:
         self._library = library
         self._runs: list[_Run] = []
         self._run = _Run()
-        self._started = 0.0
+        self._started, self._launched = 0.0, 0
 
     def __enter__(self) -> KernelTimer:
         self._library.instrument(self._around)
@@ -63,21 +70,27 @@ class KernelTimer:
         self._run = _Run()
 
     def _around(self, _: Any, symbol: str, before: bool, __: Any, *arguments: Any) -> int:
-        ended = time.perf_counter()
         if not symbol.startswith(_NOT_KERNELS):
+            memory = self._library.memory
+            memory.wait()
+            ended = time.perf_counter()
             if not before:
                 key = (str(symbol), _output_shape(arguments))
                 self._run.seconds[key] += ended - self._started
                 self._run.calls[key] += 1
+                self._run.launches[key] += memory.launches() - self._launched
+            self._launched = memory.launches()
             self._started = time.perf_counter()
         return 0
 
     def kernels(self) -> list[KernelTime]:
         """What was timed, the longest first."""
-        calls = self._runs[0].calls
+        calls, launches = self._runs[0].calls, self._runs[0].launches
         seconds = {key: statistics.median(run.seconds[key] for run in self._runs) for key in calls}
         total = sum(seconds.values())
-        found = [KernelTime(*key, calls[key], taken * 1e3, taken / total) for key, taken in seconds.items()]
+        found = [
+            KernelTime(*key, calls[key], taken * 1e3, taken / total, launches[key]) for key, taken in seconds.items()
+        ]
         return sorted(found, key=lambda kernel: -kernel.milliseconds)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from mlc_dsv3 import __version__
 from mlc_dsv3.bench import pagecache
 from mlc_dsv3.bench.bandwidth import BandwidthMeter
+from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
 from mlc_dsv3.bench.measurement import Scale, Timing
 from mlc_dsv3.bench.remote import Remote, idle_pause
 from mlc_dsv3.bench.settings import BenchSettings
@@ -20,7 +21,16 @@ from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.prepare import compile_seconds
 
 
-def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) -> list[dict[str, Any]]:
+def meter_of(settings: BenchSettings) -> BandwidthMeter | DeviceBandwidthMeter:
+    """What measures the limit of the device's memory."""
+    if settings.target.device == "cpu":
+        return BandwidthMeter(settings.thread_count)
+    return DeviceBandwidthMeter(settings.target)
+
+
+def measure(
+    subject: Subject, settings: BenchSettings, meter: BandwidthMeter | DeviceBandwidthMeter
+) -> list[dict[str, Any]]:
     """Every measurement of a model, each a dictionary with the settings and what the whole run showed."""
     artifact, target = subject.artifact, settings.target
     meter.measure(5)
@@ -42,7 +52,7 @@ def measure(subject: Subject, settings: BenchSettings, meter: BandwidthMeter) ->
         artifact.model_config,
         artifact.quantization,
         target.cache_dtype(artifact.quantization),
-        target.default("prefill_block"),
+        target.default("prefill_block") or target.default("max_rows"),
         meter.best,
         peer_facts.get("peer_engine"),
     )

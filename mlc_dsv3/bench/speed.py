@@ -71,10 +71,11 @@ class SpeedBench:
 
     def prefill(self, depth: int, tokens: int) -> float:
         """Seconds that a prompt of `tokens` takes after `depth` cached ones, in blocks as the engine cuts them."""
-        block = self._metadata.prefill_block
+        expanded = self._metadata.prefill_block
+        block = expanded or self._metadata.max_rows
         started = time.perf_counter()
         for position, rows in chunks(depth, tokens, block):
-            self._run(position, StepShape(1, rows), expanded=rows == block)
+            self._run(position, StepShape(1, rows), expanded=rows == expanded)
         return time.perf_counter() - started
 
     def steps(self, depth: int, count: int, shapes: Sequence[StepShape]) -> list[list[float]]:

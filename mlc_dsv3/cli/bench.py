@@ -105,6 +105,8 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         profile=parsed.profile,
         versus=parsed.versus,
     )
+    if settings.target.device != "cpu" and (parsed.quality or parsed.plot):
+        raise UserError("--quality and --plot are for the device cpu")
     if settings.versus:
         require_llama()
     if parsed.plot:
@@ -138,13 +140,12 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
         if settings.versus:
             refuse_unknown_to_llama(source.config, gguf_type(quantization))
 
-    from mlc_dsv3.bench.bandwidth import BandwidthMeter
-    from mlc_dsv3.bench.run import measure
+    from mlc_dsv3.bench.run import measure, meter_of
     from mlc_dsv3.bench.subject import model_subject, random_subject
     from mlc_dsv3.weights.files import read_json
 
     results = []
-    meter = BandwidthMeter(settings.thread_count)
+    meter = meter_of(settings)
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))

@@ -32,6 +32,12 @@ class Memory(Protocol):
     def write(self, tensor: Any, values: np.ndarray) -> None:
         """New values for the whole of a tensor."""
 
+    def wait(self) -> None:
+        """Return once all that was started has run."""
+
+    def launches(self) -> int:
+        """How many times a kernel was started on the device since the process began; 0 on the CPU."""
+
     def available(self) -> int:
         """Bytes that caches may share."""
 
@@ -71,6 +77,13 @@ class HostMemory:
         """See `Memory`."""
         self.read(tensor)[...] = values
 
+    def wait(self) -> None:
+        """See `Memory`: calls return when they are through."""
+
+    def launches(self) -> int:
+        """See `Memory`."""
+        return 0
+
     def available(self) -> int:
         """See `Memory`."""
         return available_memory()
@@ -90,6 +103,7 @@ class DeviceMemory:
         self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
         # Waits for nothing, unlike the copying of bytes; what is given may change at once.
         self._copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
+        self._wait = tvm_ffi.get_global_func("runtime.Device_StreamSync")
         self._copy_out = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
         assert self._device.dlpack_device_type() == DEVICE_CODES[device]
 
@@ -126,6 +140,16 @@ class DeviceMemory:
 
         values = np.require(values, str(tensor.dtype), ["C", "W"])
         self._copy(tvm_ffi.from_dlpack(values), tensor)
+
+    def wait(self) -> None:
+        """See `Memory`."""
+        self._wait(self._device, 0)
+
+    def launches(self) -> int:
+        """See `Memory`."""
+        from mlc_dsv3.vulkan import native
+
+        return native.statistics()["launches"]
 
     def available(self) -> int:
         """See `Memory`. On a device that shares the host's, no more than the host has left."""

@@ -14,7 +14,7 @@ from relax_model.kernels.rope.cpu import rotated
 
 
 def rotator(dim: int, interleaved: bool, factor: float = 1.0) -> Callable[..., Any]:
-    """Statement `rotate(x, table, row, pair, y, y_at)`: y[y_at(c)] = x's channel c, rotated and times `factor`, for both
+    """Statement `rotate(x, table, row, pair, y, y_at)`: y[y_at(c)] = channel c, rotated and times `factor`, for both
     channels c of a rotary pair."""
 
     @T.inline

@@ -1,0 +1,34 @@
+"""What `bench` measures on a Vulkan device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from on_device import needs_vulkan
+
+from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
+from mlc_dsv3.bench.speed import SpeedBench, StepShape
+from mlc_dsv3.compiler.targets import resolve_target
+
+pytestmark = needs_vulkan
+
+
+def test_the_limit_is_the_devices() -> None:
+    meter = DeviceBandwidthMeter(resolve_target("vulkan"), 1 << 24)
+    first = meter.measure(1)
+    assert 0.01 < first < 10_000
+    assert meter.measure(1) >= first
+
+
+def test_prompts_steps_and_a_profile_with_launches(compiled: Callable[..., Any]) -> None:
+    made = compiled("deepseek_v3", "q0f32", device="vulkan")
+    bench = SpeedBench(made.artifact, made.library, 1, 1, 64)
+    bench.fill()
+    assert bench.prefill(3, 20) > 0
+    assert bench.memory().cache_bytes > 0
+    ((kernels),) = bench.profile_steps(30, [StepShape(1, 1)])
+    assert sum(kernel.share for kernel in kernels) > 0.999
+    by_operator = {kernel.operator: kernel for kernel in kernels}
+    assert by_operator["absorbed_attention"].launches == 2 * by_operator["absorbed_attention"].calls
+    assert all(kernel.launches >= kernel.calls for kernel in kernels)
