@@ -19,6 +19,8 @@ pytestmark = needs_vulkan
 QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1"]
 RANDOM = np.random.default_rng(9)
 TOLERANCE = 1e-5
+# Scores are serial sums of up to 576 products, and an exponential multiplies what they are off by.
+ATTENTION_TOLERANCE = 3e-5
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -174,11 +176,15 @@ class World(Latents):
 @pytest.mark.parametrize("name", SHAPES)
 def test_absorbed_attention(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (150, 33))
-    positions = np.array([0, 149, 7, 32, 31, 64], np.int32)
-    sequences = np.array([0, 0, 1, 1, 1, 0], np.int32)
+    positions = np.array([0, 149, 7, 32, 31, 64, 40, 1, 96, 120], np.int32)
+    sequences = np.array([0, 0, 1, 1, 1, 0, 0, 1, 0, 0], np.int32)
     q = world.queries(len(positions))
+    many = world.absorbed(q, positions, sequences)
+    assert error(many, world.expected(q, positions, sequences)) < ATTENTION_TOLERANCE
+    # Few rows have their past in parts side by side.
+    q, positions, sequences = q[:6], positions[:6], sequences[:6]
     found = world.absorbed(q, positions, sequences)
-    assert error(found, world.expected(q, positions, sequences)) < TOLERANCE
+    assert error(found, world.expected(q, positions, sequences)) < ATTENTION_TOLERANCE
     for row in range(len(positions)):
         alone = world.absorbed(q[row : row + 1], positions[row : row + 1], sequences[row : row + 1])
         assert np.array_equal(alone[0], found[row]), row

@@ -14,7 +14,6 @@ namespace mlc_vulkan {
   X(vkGetPhysicalDeviceFeatures2)        \
   X(vkGetPhysicalDeviceMemoryProperties) \
   X(vkGetPhysicalDeviceQueueFamilyProperties) \
-  X(vkEnumerateDeviceExtensionProperties) \
   X(vkCreateDevice)                      \
   X(vkGetDeviceProcAddr)
 

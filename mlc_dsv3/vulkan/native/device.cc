@@ -98,7 +98,6 @@ Properties describe(const Instance& vk, VkPhysicalDevice physical, uint32_t time
   p.type = type_name(core.properties.deviceType);
   p.api_version = core.properties.apiVersion;
   p.driver_version = core.properties.driverVersion;
-  p.vendor = core.properties.vendorID;
   p.cache_key = hex(core.properties.pipelineCacheUUID, VK_UUID_SIZE);
   if (p.api_version < VK_API_VERSION_1_2) {
     p.lacking = "Vulkan 1.2";

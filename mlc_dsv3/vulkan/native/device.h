@@ -21,7 +21,6 @@ struct Properties {
   std::string lacking;  // features without which the device cannot be used; empty where it can
   uint32_t api_version = 0;
   uint32_t driver_version = 0;
-  uint32_t vendor = 0;
   std::string cache_key;  // identifies the driver for the pipeline cache
   int64_t max_threads = 0;
   int64_t max_block[3] = {0, 0, 0};

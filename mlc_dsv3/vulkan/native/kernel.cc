@@ -5,6 +5,7 @@
 namespace mlc_vulkan {
 
 const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
+  std::lock_guard<std::mutex> guard(lock_);
   Pipeline& made = pipelines_[device.index];
   if (made.handle != VK_NULL_HANDLE) return made;
   const auto& vk = device.vk();

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -35,11 +36,12 @@ class Kernel {
     VkPipeline handle = VK_NULL_HANDLE;
     VkPipelineLayout layout = VK_NULL_HANDLE;
   };
-  // Made on the first call for each device, under the device's lock. Throws, by the kernel's name, where the driver
-  // does not take the shader.
+  // Made on the first call for each device; the caller holds its lock. Throws, by the kernel's name, where the driver does
+  // not take the shader.
   const Pipeline& pipeline(Device& device) const;
 
  private:
+  mutable std::mutex lock_;  // two devices may make theirs at once
   mutable std::map<int64_t, Pipeline> pipelines_;
 };
 

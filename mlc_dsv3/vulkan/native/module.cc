@@ -48,8 +48,7 @@ class Reader {
   const char* end_;
 };
 
-Kernel read_kernel(Reader& reader) {
-  Kernel kernel;
+void read_kernel(Reader& reader, Kernel& kernel) {
   kernel.name = reader.text();
   kernel.arguments_size = reader.number<uint32_t>();
   kernel.block_offset = reader.number<uint32_t>();
@@ -65,7 +64,6 @@ Kernel read_kernel(Reader& reader) {
   std::string code = reader.text();
   kernel.spirv.resize(code.size() / sizeof(uint32_t));
   std::memcpy(kernel.spirv.data(), code.data(), kernel.spirv.size() * sizeof(uint32_t));
-  return kernel;
 }
 
 template <typename T>
@@ -121,7 +119,8 @@ class Module : public ffi::ModuleObj {
       TVM_FFI_THROW(ValueError) << "the Vulkan kernels are of another version of mlc_dsv3; compile the library again";
     uint32_t count = reader.number<uint32_t>();
     for (uint32_t i = 0; i < count; i++) {
-      auto kernel = std::make_shared<Kernel>(read_kernel(reader));
+      auto kernel = std::make_shared<Kernel>();
+      read_kernel(reader, *kernel);
       kernels_.emplace(kernel->name, std::move(kernel));
     }
   }

@@ -6,8 +6,9 @@
     score (heads, keys)         a thread a (head, key)                              → running softmax
     o (heads, kv_lora_rank)    += weights · key[:, :kv_lora_rank], in registers: a thread some columns of all heads
 
-Parts of a row run side by side and are merged in the order of their keys (as in flash decoding, arXiv:2311.01282).
-A row's bits depend on neither the other rows nor on how many parts there are beside its own.
+Up to `tile.few` rows, parts of a row run side by side and are merged in the order of their keys (as in flash decoding,
+arXiv:2311.01282); of more rows, each is one part. Within each of the two a row's bits depend on neither the other
+rows nor on how many parts there are beside its own.
 """
 
 from __future__ import annotations
@@ -164,8 +165,85 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: GpuTile) 
     rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.threads
     heads, keys, split = min(tile.heads, shape.heads), tile.keys, tile.split
     groups, columns = -(-shape.heads // heads), -(-rank // threads)
-    steps = split // keys
+    steps, few = split // keys, tile.few
     assert heads <= threads, "a head's softmax is a thread's"
+
+    @T.inline
+    def attend(i, g, t, first, count, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
+        """`count` blocks of keys from position `first` on, for the heads of group g.
+
+        `out` (heads, columns) are a thread's columns of all heads' sums, `state` its own head's largest score and sum
+        of weights."""
+        key = T.alloc_buffer((keys * width,), "float32", scope="shared")
+        score = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        dot = T.alloc_buffer((1,), "float32", scope="local")
+        for h in T.unroll(heads * columns):
+            out[h] = T.float32(0)
+        state[0] = T.float32(_LOWEST)
+        state[1] = T.float32(0)
+        for b in T.serial(count):
+            for w in T.serial(-(-keys * width // threads)):
+                if w * threads + t < keys * width:
+                    key[w * threads + t] = T.Cast(
+                        "float32",
+                        Cache[
+                            PageTable[
+                                Sequences[i],
+                                T.min(
+                                    first + b * keys + (w * threads + t) // width,
+                                    Positions[i],
+                                )
+                                // page,
+                            ],
+                            T.min(
+                                first + b * keys + (w * threads + t) // width,
+                                Positions[i],
+                            )
+                            % page,
+                            (w * threads + t) % width,
+                        ],
+                    )
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for w in T.serial(-(-heads * keys // threads)):
+                if w * threads + t < heads * keys:
+                    dot[0] = T.float32(0)
+                    for c in T.serial(width):
+                        dot[0] = (
+                            dot[0]
+                            + Q[
+                                i,
+                                T.min(g * heads + (w * threads + t) // keys, shape.heads - 1),
+                                c,
+                            ]
+                            * key[(w * threads + t) % keys * width + c]
+                        )
+                    score[w * threads + t] = T.if_then_else(
+                        first + b * keys + (w * threads + t) % keys <= Positions[i],
+                        dot[0],
+                        T.float32(_LOWEST),
+                    )
+            T.evaluate(T.tvm_storage_sync("shared"))
+            if t < heads:
+                dot[0] = state[0]
+                for j in T.serial(keys):
+                    dot[0] = T.max(dot[0], score[t * keys + j])
+                factor[t] = T.exp2(state[0] - dot[0])
+                state[1] = state[1] * T.exp2(state[0] - dot[0])
+                state[0] = dot[0]
+                for j in T.serial(keys):
+                    dot[0] = T.exp2(score[t * keys + j] - state[0])
+                    weight[t * keys + j] = dot[0]
+                    state[1] = state[1] + dot[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for u in T.unroll(columns):
+                if u * threads + t < rank:
+                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                        dot[0] = out[h * columns + u] * factor[h]
+                        for j in T.serial(keys):
+                            dot[0] = dot[0] + weight[h * keys + j] * key[j * width + u * threads + t]
+                        out[h * columns + u] = dot[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
 
     @T.prim_func(private=True, s_tir=True)
     def absorbed_attention_gpu(
@@ -184,116 +262,92 @@ def absorbed_attention(layout: Layout, shape: AttentionShape, *, tile: GpuTile) 
             T.writes()
             # Of each part and head the largest score, the sum of weights, and the weighted sum.
             Part = T.alloc_buffer(
-                (m, (longest * page + split - 1) // split, shape.heads, rank + 2), "float32", scope="global"
+                (T.min(m, few), (longest * page + split - 1) // split, shape.heads, rank + 2), "float32", scope="global"
             )
-            for g in T.thread_binding(groups, "blockIdx.x"):
-                for s in T.thread_binding(T.Cast("int32", (longest * page + split - 1) // split), "blockIdx.y"):
-                    for i in T.thread_binding(m, "blockIdx.z"):
+            if m <= few:
+                for g in T.thread_binding(groups, "blockIdx.x"):
+                    for s in T.thread_binding(T.Cast("int32", (longest * page + split - 1) // split), "blockIdx.y"):
+                        for i in T.thread_binding(m, "blockIdx.z"):
+                            for t in T.thread_binding(threads, "threadIdx.x"):
+                                state = T.alloc_buffer((2,), "float32", scope="local")
+                                factor = T.alloc_buffer((heads,), "float32", scope="shared")
+                                out = T.alloc_buffer((heads * columns,), "float32", scope="local")
+                                attend(
+                                    i,
+                                    g,
+                                    t,
+                                    s * split,
+                                    # As many blocks as reach up to the row itself; past it, none.
+                                    T.max(T.min((Positions[i] - s * split) // keys + 1, steps), 0),
+                                    Q,
+                                    Positions,
+                                    Sequences,
+                                    PageTable,
+                                    Cache,
+                                    state,
+                                    factor,
+                                    out,
+                                )
+                                if s * split <= Positions[i]:
+                                    if T.And(t < heads, g * heads + t < shape.heads):
+                                        Part[i, s, g * heads + t, 0] = state[0]
+                                        Part[i, s, g * heads + t, 1] = state[1]
+                                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                                        if g * heads + h < shape.heads:
+                                            for u in T.unroll(columns):
+                                                if u * threads + t < rank:
+                                                    Part[i, s, g * heads + h, 2 + u * threads + t] = out[
+                                                        h * columns + u
+                                                    ]
+                for h in T.thread_binding(shape.heads, "blockIdx.x"):
+                    for i in T.thread_binding(m, "blockIdx.y"):
                         for t in T.thread_binding(threads, "threadIdx.x"):
-                            key = T.alloc_buffer((keys * width,), "float32", scope="shared")
-                            score = T.alloc_buffer((heads * keys,), "float32", scope="shared")
-                            weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
-                            factor = T.alloc_buffer((heads,), "float32", scope="shared")
-                            # Thread h of the first ones keeps head h's largest score and its sum of weights.
+                            whole = T.alloc_buffer((3,), "float32", scope="local")  # largest, sum of weights, sum
+                            whole[0] = T.float32(_LOWEST)
+                            for s in T.serial(Positions[i] // split + 1):
+                                whole[0] = T.max(whole[0], Part[i, s, h, 0])
+                            whole[1] = T.float32(0)
+                            for s in T.serial(Positions[i] // split + 1):
+                                whole[1] = whole[1] + Part[i, s, h, 1] * T.exp2(Part[i, s, h, 0] - whole[0])
+                            for u in T.unroll(columns):
+                                if u * threads + t < rank:
+                                    whole[2] = T.float32(0)
+                                    for s in T.serial(Positions[i] // split + 1):
+                                        whole[2] = whole[2] + Part[i, s, h, 2 + u * threads + t] * T.exp2(
+                                            Part[i, s, h, 0] - whole[0]
+                                        )
+                                    O[i, h, u * threads + t] = whole[2] / whole[1]
+            else:
+                # Rows enough to keep the device busy: each walks through its past alone.
+                for g in T.thread_binding(groups, "blockIdx.x"):
+                    for i in T.thread_binding(m, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
                             state = T.alloc_buffer((2,), "float32", scope="local")
+                            factor = T.alloc_buffer((heads,), "float32", scope="shared")
                             out = T.alloc_buffer((heads * columns,), "float32", scope="local")
-                            dot = T.alloc_buffer((1,), "float32", scope="local")
-                            for h in T.unroll(heads * columns):
-                                out[h] = T.float32(0)
-                            state[0] = T.float32(_LOWEST)
-                            state[1] = T.float32(0)
-                            # As many as reach up to the row itself; past it, none.
-                            for b in T.serial(T.max(T.min((Positions[i] - s * split) // keys + 1, steps), 0)):
-                                for w in T.serial(-(-keys * width // threads)):
-                                    if w * threads + t < keys * width:
-                                        key[w * threads + t] = T.Cast(
-                                            "float32",
-                                            Cache[
-                                                PageTable[
-                                                    Sequences[i],
-                                                    T.min(
-                                                        s * split + b * keys + (w * threads + t) // width,
-                                                        Positions[i],
-                                                    )
-                                                    // page,
-                                                ],
-                                                T.min(
-                                                    s * split + b * keys + (w * threads + t) // width,
-                                                    Positions[i],
-                                                )
-                                                % page,
-                                                (w * threads + t) % width,
-                                            ],
-                                        )
-                                T.evaluate(T.tvm_storage_sync("shared"))
-                                for w in T.serial(-(-heads * keys // threads)):
-                                    if w * threads + t < heads * keys:
-                                        dot[0] = T.float32(0)
-                                        for c in T.serial(width):
-                                            dot[0] = (
-                                                dot[0]
-                                                + Q[
-                                                    i,
-                                                    T.min(g * heads + (w * threads + t) // keys, shape.heads - 1),
-                                                    c,
-                                                ]
-                                                * key[(w * threads + t) % keys * width + c]
-                                            )
-                                        score[w * threads + t] = T.if_then_else(
-                                            s * split + b * keys + (w * threads + t) % keys <= Positions[i],
-                                            dot[0],
-                                            T.float32(_LOWEST),
-                                        )
-                                T.evaluate(T.tvm_storage_sync("shared"))
-                                if t < heads:
-                                    dot[0] = state[0]
-                                    for j in T.serial(keys):
-                                        dot[0] = T.max(dot[0], score[t * keys + j])
-                                    factor[t] = T.exp2(state[0] - dot[0])
-                                    state[1] = state[1] * T.exp2(state[0] - dot[0])
-                                    state[0] = dot[0]
-                                    for j in T.serial(keys):
-                                        dot[0] = T.exp2(score[t * keys + j] - state[0])
-                                        weight[t * keys + j] = dot[0]
-                                        state[1] = state[1] + dot[0]
-                                T.evaluate(T.tvm_storage_sync("shared"))
-                                for u in T.unroll(columns):
-                                    if u * threads + t < rank:
-                                        for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
-                                            dot[0] = out[h * columns + u] * factor[h]
-                                            for j in T.serial(keys):
-                                                dot[0] = (
-                                                    dot[0] + weight[h * keys + j] * key[j * width + u * threads + t]
-                                                )
-                                            out[h * columns + u] = dot[0]
-                                T.evaluate(T.tvm_storage_sync("shared"))
-                            if s * split <= Positions[i]:
-                                if T.And(t < heads, g * heads + t < shape.heads):
-                                    Part[i, s, g * heads + t, 0] = state[0]
-                                    Part[i, s, g * heads + t, 1] = state[1]
-                                for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
-                                    if g * heads + h < shape.heads:
-                                        for u in T.unroll(columns):
-                                            if u * threads + t < rank:
-                                                Part[i, s, g * heads + h, 2 + u * threads + t] = out[h * columns + u]
-            for h in T.thread_binding(shape.heads, "blockIdx.x"):
-                for i in T.thread_binding(m, "blockIdx.y"):
-                    for t in T.thread_binding(threads, "threadIdx.x"):
-                        whole = T.alloc_buffer((3,), "float32", scope="local")  # largest, sum of weights, sum
-                        whole[0] = T.float32(_LOWEST)
-                        for s in T.serial(Positions[i] // split + 1):
-                            whole[0] = T.max(whole[0], Part[i, s, h, 0])
-                        whole[1] = T.float32(0)
-                        for s in T.serial(Positions[i] // split + 1):
-                            whole[1] = whole[1] + Part[i, s, h, 1] * T.exp2(Part[i, s, h, 0] - whole[0])
-                        for u in T.unroll(columns):
-                            if u * threads + t < rank:
-                                whole[2] = T.float32(0)
-                                for s in T.serial(Positions[i] // split + 1):
-                                    whole[2] = whole[2] + Part[i, s, h, 2 + u * threads + t] * T.exp2(
-                                        Part[i, s, h, 0] - whole[0]
-                                    )
-                                O[i, h, u * threads + t] = whole[2] / whole[1]
+                            attend(
+                                i,
+                                g,
+                                t,
+                                0,
+                                Positions[i] // keys + 1,
+                                Q,
+                                Positions,
+                                Sequences,
+                                PageTable,
+                                Cache,
+                                state,
+                                factor,
+                                out,
+                            )
+                            if t < heads:
+                                factor[t] = T.float32(1) / state[1]
+                            T.evaluate(T.tvm_storage_sync("shared"))
+                            for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                                if g * heads + h < shape.heads:
+                                    for u in T.unroll(columns):
+                                        if u * threads + t < rank:
+                                            O[i, g * heads + h, u * threads + t] = out[h * columns + u] * factor[h]
 
     return absorbed_attention_gpu
 
