@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.capacity import available_memory
 from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.sampling import SamplingParams
 
@@ -46,6 +47,9 @@ class FakeModel:
 
     def cache_bytes_per_page(self) -> int:
         return self.metadata.page_size * 8
+
+    def available_memory(self) -> int:
+        return available_memory()
 
     def step(self, batch: Batch) -> StepOutput:
         rows, size = len(batch.tokens), self.metadata.page_size

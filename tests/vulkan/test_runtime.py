@@ -148,7 +148,7 @@ x = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")((8,), "float32", 
 module["main"](x, 8)
 assert "tvm" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -162,7 +162,7 @@ assert x.numpy().sum() == 8
     paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": paths}
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         kept = list((tmp_path / "mlc_dsv3" / "pipelines").iterdir())
         assert [path.suffix for path in kept] == [".bin"] and kept[0].stat().st_size > 0
