@@ -67,11 +67,13 @@ Observer = Callable[[KernelCall], None]
 class Activation:
     """Rows as products take them: `inputs` are float32 values, or beside packed weights codes, scales and offsets.
 
-    `values` are the float32 values where they are needed too.
+    With `eps`, products normalise them on the way, and the norm's weight is the second input. `values` are the float32
+    values where they are needed too.
     """
 
     inputs: tuple[Expr, ...]
     values: Expr | None = None
+    eps: float | None = None
 
     @property
     def rows(self) -> object:
@@ -129,11 +131,20 @@ class Graph:
         return self.builder.emit(relax.call_tir(symbol, list(inputs), out))
 
     def call_inplace(
-        self, operator: str, builder_arguments: Sequence[object], inputs: Sequence[Expr], place: int
+        self,
+        operator: str,
+        builder_arguments: Sequence[object],
+        inputs: Sequence[Expr],
+        place: int,
+        out: Sequence[relax.TensorType] = (),
     ) -> Var:
-        """The same for a kernel that writes into its input number `place`; returns that input's new value."""
-        symbol = self._kernel(operator, builder_arguments, inputs, [], None, None)
-        return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), place, inputs[place].ty))
+        """The same for a kernel that writes into its input number `place`: returns that input's new value, and with
+        `out` a tuple of it and the outputs."""
+        symbol = self._kernel(operator, builder_arguments, inputs, list(out), None, None)
+        if not out:
+            return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), place, inputs[place].ty))
+        types, places = [inputs[place].ty, *out], [place, *[-1] * len(out)]
+        return self.builder.emit(relax.op.call_tir_inplace(symbol, list(inputs), places, types))
 
     def tile_of(
         self, operator: str, builder_arguments: Sequence[object], matrix: tuple[int, ...] | None = None
@@ -164,6 +175,12 @@ class Graph:
     def quantizes(self) -> bool:
         """Whether products take 8-bit activations: beside packed weights."""
         return isinstance(self.options.layout, PackedLayout)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether kernels take in what stands between them: on GPUs, where a launch costs more than to compute a norm
+        in every block."""
+        return self.options.family == "gpu"
 
     def activation(
         self,
@@ -203,6 +220,8 @@ class Graph:
 
     def norm(self, x: Expr, weight: Sequence[Expr], eps: float, *, keep: bool = False) -> Activation:
         """RMS normalisation of x (rows, width) for a product; with `keep`, its float32 values as well."""
+        if self.fuses and not keep:
+            return Activation((x, *weight), eps=eps)
         rows, width = x.ty.shape
         arguments = (int(width), eps, self.options.layout, keep)
         return self.activation("rms_norm", arguments, [x, *weight], (rows, int(width)), keep=keep)
@@ -215,7 +234,18 @@ class Graph:
         if self.quantizes:
             arguments = (self.options.layout, bool(extra))
             return self.call("quantized_linear", arguments, inputs, result, matrix=(out, width))
-        return self.call("linear", (self.options.layout, out, width, bool(extra)), inputs, result)
+        eps = [] if x.eps is None else [x.eps]
+        return self.call("linear", (self.options.layout, out, width, bool(extra), *eps), inputs, result)
+
+    def linear_pair(self, first: str, second: str, x: Activation) -> tuple[Expr, Expr]:
+        """x times two parameters."""
+        if not self.fuses:
+            return self.linear(first, x), self.linear(second, x)
+        (out, width), (other, _) = self.shape_of(first), self.shape_of(second)
+        inputs = [*x.inputs, *self.parameter(first), *self.parameter(second)]
+        results = [tensor((x.rows, out)), tensor((x.rows, other))]
+        outputs = self.call("linear_pair", (self.options.layout, out, other, width, x.eps), inputs, results)
+        return outputs[0], outputs[1]
 
     def constant(self, values: np.ndarray) -> Expr:
         """A constant of the library."""

@@ -160,8 +160,9 @@ def _decoder_layer(graph: Graph, layer: int, x: Expr, caches: Var, step: Step) -
     eps, is_moe = graph.config.rms_norm_eps, graph.config.moe_layers[layer]
     normed = graph.norm(x, graph.parameter(f"{prefix}.input_layernorm.weight"), eps)
     x, _ = attention(graph, f"{prefix}.self_attn", normed, x, cache, step)
-    # The router reads the values themselves.
-    normed = graph.norm(x, graph.parameter(f"{prefix}.post_attention_layernorm.weight"), eps, keep=is_moe)
+    # A router of its own reads the values themselves.
+    keep = is_moe and not graph.fuses
+    normed = graph.norm(x, graph.parameter(f"{prefix}.post_attention_layernorm.weight"), eps, keep=keep)
     return (moe if is_moe else mlp)(graph, f"{prefix}.mlp", normed, x)
 
 

@@ -16,3 +16,8 @@ class Step:
     page_table: Expr  # int32 (sequences, pages of each)
     rope_table: Expr  # float32 (rows, qk_rope_head_dim)
     expanded: bool
+
+    @property
+    def where(self) -> list[Expr]:
+        """Where rows stand, as attention's kernels take it."""
+        return [self.positions, self.sequences, self.page_table]

@@ -25,6 +25,8 @@ _FOLDERS = {
     "mtp_input": "norm",
     "rope_table": "rope",
     "linear": "linear",
+    "linear_pair": "linear",
+    "gate_up_silu": "linear",
     "quantized_linear": "linear",
     "silu_mul": "linear",
     "quantize": "linear",
@@ -35,12 +37,15 @@ _FOLDERS = {
     "query_rope": "attention",
     "absorbed_attention": "attention",
     "value_project": "attention",
+    "absorb_append": "attention",
+    "absorbed_values": "attention",
     "expanded_attention": "attention",
     "route": "moe",
     "expert_linear": "moe",
     "expert_gate_up": "moe",
     "expert_down": "moe",
     "combine_experts": "moe",
+    "experts": "moe",
 }
 _BUILDERS: dict[tuple[str, str], Builder] = {}
 

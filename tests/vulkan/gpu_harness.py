@@ -22,10 +22,15 @@ def compiled(operator: str, tile: GpuTile, *arguments: object):
 
 
 def run_gpu(
-    operator: str, arguments: tuple, inputs: list[np.ndarray], *out: tuple[tuple[int, ...], str], tile: GpuTile = TILE
+    operator: str,
+    arguments: tuple,
+    inputs: list[np.ndarray],
+    *out: tuple[tuple[int, ...], str],
+    tile: GpuTile = TILE,
+    changed: int | None = None,
 ) -> list:
-    """Outputs, as arrays, of the kernel on `inputs`; without `out`, the inputs after an in-place kernel ran."""
+    """Outputs, as arrays, of the kernel on `inputs`, and behind them input number `changed`, which it changes in place."""
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device()) for array in inputs]
     outputs = [tvm.runtime.empty(shape, dtype, device()) for shape, dtype in out]
     compiled(operator, tile, *arguments)(*tensors, *outputs)
-    return [tensor.numpy() for tensor in (outputs or tensors)]
+    return [tensor.numpy() for tensor in outputs + ([] if changed is None else [tensors[changed]])]

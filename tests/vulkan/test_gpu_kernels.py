@@ -19,6 +19,7 @@ pytestmark = needs_vulkan
 QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1"]
 RANDOM = np.random.default_rng(9)
 TOLERANCE = 1e-5
+EPS = 1e-6
 # Scores are serial sums of up to 576 products, and an exponential multiplies what they are off by.
 ATTENTION_TOLERANCE = 3e-5
 
@@ -54,6 +55,62 @@ def test_linear(quantization: str, out: int, width: int, residual: bool) -> None
         assert np.abs(found - expected).max() < 3e-6 * np.sqrt(width) * 4, rows
 
 
+def normalised(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + EPS) * weight
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+ROWS = (1, 3, 8, 9, 70)  # one, a few, and many
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q0bf16", "q4f16_1"])
+@pytest.mark.parametrize(("out", "other", "width"), [(1, 3, 1), (130, 21, 70), (64, 96, 512)])
+def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, other: int, width: int) -> None:
+    layout = layout_of(quantization)
+    (first, w), (second, v) = stored(layout, normal(out, width)), stored(layout, normal(other, width))
+    norm = normal(width)
+    for rows in ROWS:
+        x = normal(rows, width) * 3
+        found, beside = run_gpu(
+            "linear_pair",
+            (layout, out, other, width, EPS),
+            [x, norm, *first, *second],
+            ((rows, out), "float32"),
+            ((rows, other), "float32"),
+        )
+        expected = normalised(x, norm)
+        assert np.abs(found - expected @ w.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+        assert np.abs(beside - expected @ v.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+        (found,) = run_gpu("linear", (layout, out, width, False, EPS), [x, norm, *first], ((rows, out), "float32"))
+        assert np.abs(found - expected @ w.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+
+
+@pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1", "q4f16_1"])
+@pytest.mark.parametrize(("out", "width", "experts"), [(1, 1, 0), (21, 70, 13), (96, 512, 64), (33, 64, 0)])
+def test_gate_and_up_beside_the_router(quantization: str, out: int, width: int, experts: int) -> None:
+    layout = layout_of(quantization)
+    arrays, exact = stored(layout, normal(2 * out, width) * 0.3)
+    norm, gate = normal(width), normal(experts, width)
+    for rows in ROWS:
+        x = normal(rows, width) * 3
+        found, *logits = run_gpu(
+            "gate_up_silu",
+            (layout, out, width, EPS, experts),
+            [x, norm, *arrays, *([gate] if experts else [])],
+            ((rows, out), "float32"),
+            *([((rows, experts), "float32")] if experts else []),
+        )
+        expected = normalised(x, norm)
+        both = expected @ exact.T
+        assert np.abs(found - silu(both[:, :out]) * both[:, out:]).max() < 1e-4 * np.sqrt(width), rows
+        if experts:
+            assert np.abs(logits[0] - expected @ gate.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_embedding(quantization: str) -> None:
     layout = layout_of(quantization)
@@ -64,16 +121,12 @@ def test_embedding(quantization: str) -> None:
 
 
 def test_norms() -> None:
-    def exact(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float64)
-        return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * weight
-
     for rows, width in [(1, 1), (3, 100), (5, 512)]:
         x, other, w, v = normal(rows, width), normal(rows, width), normal(width), normal(width)
         (found,) = run_gpu("rms_norm", (width, 1e-6, layout_of("q0f32"), True), [x, w], (x.shape, "float32"))
-        assert error(found, exact(x, w)) < TOLERANCE
+        assert error(found, normalised(x, w)) < TOLERANCE
         (found,) = run_gpu("mtp_input", (width, 1e-6), [x, other, w, v], ((rows, 2 * width), "float32"))
-        assert error(found, np.concatenate([exact(x, w), exact(other, v)], axis=1)) < TOLERANCE
+        assert error(found, np.concatenate([normalised(x, w), normalised(other, v)], axis=1)) < TOLERANCE
 
 
 def test_rope_table() -> None:
@@ -85,60 +138,32 @@ def test_rope_table() -> None:
     assert np.abs(found - expected).max() < 1e-5
 
 
-def test_between_products() -> None:
+def test_rows_are_selected() -> None:
     x = normal(5, 2 * 77)
-    (found,) = run_gpu("silu_mul", (77,), [x], ((5, 77), "float32"))
-    gate, up = x[:, :77].astype(np.float64), x[:, 77:]
-    assert error(found, gate / (1 + np.exp(-gate)) * up) < TOLERANCE
     wanted = np.array([4, 0, 4], np.int32)
     (found,) = run_gpu("select_rows", (layout_of("q4f16_1"), 154), [x, wanted], ((3, 154), "float32"))
     assert np.array_equal(found, x[wanted])
 
 
-@pytest.mark.parametrize("name", ROUTERS)
-def test_routing_chooses_weighs_and_sorts(name: str) -> None:
-    router, rows, hidden = ROUTERS[name], 23, 27
-    experts, top_k = router.n_routed_experts, router.num_experts_per_tok
-    x, gate, bias = normal(rows, hidden), normal(experts, hidden) * 0.4, normal(experts) * 0.3
-    ids_shape = ((rows, top_k), "int32")
-    logits, ids, weights, pairs, starts = run_gpu(
-        "route",
-        (router, hidden),
-        [x, gate, *([bias] if router.has_correction_bias else [])],
-        ((rows, experts), "float32"),
-        ids_shape,
-        ((rows, top_k), "float32"),
-        ids_shape,
-        ((experts + 1,), "int32"),
-    )
-    assert np.abs(logits - x.astype(np.float64) @ gate.T).max() < 1e-5
-    for row in range(rows):
-        expected_ids, expected_weights = choose(router, logits[row], bias)
-        assert ids[row].tolist() == expected_ids.tolist()
-        assert np.allclose(weights[row], expected_weights, rtol=1e-5)
-    assert pairs.ravel().tolist() == np.argsort(ids.ravel(), kind="stable").tolist()
-    assert starts.tolist() == np.searchsorted(np.sort(ids.ravel()), np.arange(experts + 1)).tolist()
-
-
-@pytest.mark.parametrize("quantization", ["q0f32", "q0bf16", "q8f16_1", "q4f16_1"])
-@pytest.mark.parametrize("per_pair", [False, True])
-def test_experts(quantization: str, per_pair: bool) -> None:
-    layout, rows, experts, top_k, out, width = layout_of(quantization), 5, 70, 3, 21, 70
-    arrays, exact = stored(layout, normal(experts, out, width))
-    ids = np.array([RANDOM.permutation(experts)[:top_k] for _ in range(rows)], np.int32)
-    order = np.argsort(ids.ravel(), kind="stable").astype(np.int32).reshape(rows, top_k)
-    starts = np.searchsorted(np.sort(ids.ravel()), np.arange(experts + 1)).astype(np.int32)
-    x = normal(rows * top_k if per_pair else rows, width)
-    arguments = (layout, experts, out, width, top_k, per_pair)
-    (found,) = run_gpu("expert_linear", arguments, [x, order, starts, *arrays], ((rows * top_k, out), "float32"))
-    for pair in range(rows * top_k):
-        row = x[pair if per_pair else pair // top_k].astype(np.float64)
-        assert np.abs(found[pair] - exact[ids.ravel()[pair]] @ row).max() < 1e-4
-    weights, base = normal(rows, top_k), normal(rows, out)
-    (sums,) = run_gpu("combine_experts", (out, top_k), [found, weights, base], ((rows, out), "float32"))
-    assert (
-        error(sums, base + np.einsum("rs,rso->ro", weights.astype(np.float64), found.reshape(rows, top_k, out))) < 1e-5
-    )
+@pytest.mark.parametrize(("name", "quantization"), [(name, "q0f32") for name in ROUTERS] + [("greedy", "q4f16_1")])
+@pytest.mark.parametrize("shared", [0, 42])
+def test_experts(name: str, quantization: str, shared: int) -> None:
+    layout, router, hidden, width = layout_of(quantization), ROUTERS[name], 70, 21
+    count, bias, norm = router.n_routed_experts, normal(router.n_routed_experts) * 0.3, normal(hidden)
+    up, exact_up = stored(layout, normal(count, 2 * width, hidden) * 0.3)
+    down, exact_down = stored(layout, normal(count, hidden, width))
+    own, exact_own = stored(layout, normal(hidden, shared)) if shared else ([], np.zeros((hidden, 1)))
+    for rows in (1, 5, 40):
+        x, logits, h = normal(rows, hidden), normal(rows, count), normal(rows, max(shared, 1))
+        given = [x, norm, logits, *([bias] if router.has_correction_bias else []), *up, *down]
+        arguments = (layout, router, width, hidden, shared, EPS)
+        (found,) = run_gpu("experts", arguments, [*given, *([h, *own] if shared else [])], (x.shape, "float32"))
+        expected = x + (h @ exact_own.T if shared else 0)
+        for row, normed in enumerate(normalised(x, norm)):
+            for expert, weight in zip(*choose(router, logits[row], bias), strict=True):
+                both = exact_up[expert] @ normed
+                expected[row] += weight * (exact_down[expert] @ (silu(both[:width]) * both[width:]))
+        assert error(found, expected) < TOLERANCE, rows
 
 
 SHAPES = {
@@ -159,17 +184,22 @@ class World(Latents):
         self.arrays, exact = stored(self.layout, self.expansion())
         self.set_expansion(exact)
 
-    def absorbed(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-        """The three kernels of the absorbed form."""
+    def absorbed(
+        self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, kv_a: np.ndarray, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The two kernels of the absorbed form: values, and the cache after them."""
         shape, rows, table = self.shape, len(q), self.table(positions)[0]
-        latent_queries = ((rows, shape.heads, shape.latent_width), "float32")
-        (q_latent,) = run_gpu("query_absorb", (self.layout, shape), [q, table, *self.arrays], latent_queries)
-        inputs = [q_latent, positions, sequences, self.page_table, self.cache]
-        (o,) = run_gpu(
-            "absorbed_attention", (self.layout, shape), inputs, ((rows, shape.heads, shape.kv_lora_rank), "float32")
+        latents = [kv_a, weight, table, positions, sequences, self.page_table, self.cache]
+        q_latent, cache = run_gpu(
+            "absorb_append",
+            (self.layout, shape, EPS),
+            [q, *self.arrays, *latents],
+            ((rows, shape.heads, shape.latent_width), "float32"),
+            changed=-1,
         )
+        inputs = [q_latent, *self.arrays, positions, sequences, self.page_table, cache]
         out = ((rows, shape.heads * shape.v), "float32")
-        return run_gpu("value_project", (self.layout, shape), [o, *self.arrays], out)[0]
+        return run_gpu("absorbed_values", (self.layout, shape), inputs, out)[0], cache
 
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
@@ -178,36 +208,35 @@ def test_absorbed_attention(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (150, 33))
     positions = np.array([0, 149, 7, 32, 31, 64, 40, 1, 96, 120], np.int32)
     sequences = np.array([0, 0, 1, 1, 1, 0, 0, 1, 0, 0], np.int32)
-    q = world.queries(len(positions))
-    many = world.absorbed(q, positions, sequences)
-    assert error(many, world.expected(q, positions, sequences)) < ATTENTION_TOLERANCE
-    # Few rows have their past in parts side by side.
-    q, positions, sequences = q[:6], positions[:6], sequences[:6]
-    found = world.absorbed(q, positions, sequences)
-    assert error(found, world.expected(q, positions, sequences)) < ATTENTION_TOLERANCE
-    for row in range(len(positions)):
-        alone = world.absorbed(q[row : row + 1], positions[row : row + 1], sequences[row : row + 1])
-        assert np.array_equal(alone[0], found[row]), row
+    q, kv_a = world.queries(len(positions)), normal(len(positions), world.shape.latent_width)
+    weight = RANDOM.random(world.shape.kv_lora_rank, np.float32) + 0.5
+    for rows in (10, 6, 1):  # few rows have their past in parts side by side
+        some = (q[:rows], positions[:rows], sequences[:rows], kv_a[:rows], weight)
+        before = world.cache.copy()
+        found, world.cache = world.absorbed(*some)
+        check_appended(world, before, *some[1:])
+        assert error(found, world.expected(*some[:3])) < ATTENTION_TOLERANCE
+        if rows <= TILE.few:
+            for row in range(rows):
+                alone = world.absorbed(*(part[row : row + 1] for part in some[:-1]), weight)[0]
+                assert np.array_equal(alone[0], found[row]), row
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_appending_normalises_rotates_and_touches_only_its_slots(name: str) -> None:
-    shape = SHAPES[name]
-    world = Latents(shape, (70, 33))
-    positions, sequences = np.array([69, 3, 32], np.int32), np.array([0, 0, 1], np.int32)
-    kv_a, weight = normal(3, shape.latent_width), RANDOM.random(shape.kv_lora_rank, np.float32) + 0.5
-    table, angles = world.table(positions)
-    inputs = [kv_a, weight, table, positions, sequences, world.page_table, world.cache]
-    after = run_gpu("latent_append", (shape, 1e-6), inputs)[-1]
-    expected, rank = cached_values(shape, world.cache), shape.kv_lora_rank
+def check_appended(
+    world: World, before: np.ndarray, positions: np.ndarray, sequences: np.ndarray, kv_a: np.ndarray, weight: np.ndarray
+) -> None:
+    """The rows' slots hold their normalised latents and rotated keys, and no other slot has changed."""
+    shape, angles = world.shape, world.table(positions)[1]
+    expected, rank = cached_values(shape, before), shape.kv_lora_rank
+    untouched = np.ones(expected.shape[:2], bool)
     for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
-        latent = kv_a[row, :rank].astype(np.float64)
         slot = (world.page_table[sequence, position // shape.page_size], position % shape.page_size)
-        expected[slot][:rank] = latent / np.sqrt((latent**2).mean() + 1e-6) * weight
+        expected[slot][:rank] = normalised(kv_a[row : row + 1, :rank], weight)[0]
         expected[slot][rank:] = rotate(kv_a[row, rank:].astype(np.float64), angles[row], shape.interleaved)
-    assert np.abs(cached_values(shape, after) - expected).max() < {"float32": 2e-6, "float16": 4e-3}[shape.cache_dtype]
-    untouched = np.abs(expected - cached_values(shape, world.cache)).max(axis=-1) == 0
-    assert np.array_equal(after[untouched], world.cache[untouched])
+        untouched[slot] = False
+    tolerance = {"float32": 4e-6, "float16": 4e-3}[shape.cache_dtype]
+    assert np.abs(cached_values(shape, world.cache) - expected).max() < tolerance
+    assert np.array_equal(world.cache[untouched], before[untouched])
 
 
 def test_other_tiles() -> None:

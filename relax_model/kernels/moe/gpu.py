@@ -1,4 +1,10 @@
-"""Mixture-of-experts kernels for GPUs. A *pair* is (row, slot): `row · num_experts_per_tok + slot`."""
+"""DeepSeekMoE for GPUs, from the router's logits on. A *pair* is (row, slot): `row · num_experts_per_tok + slot`.
+
+    few rows    two launches: a block of gate and up finds its own pair's expert, so that nobody waits for a router; a
+                block of down adds up all experts of its row, the shared one and the residual, in registers
+    many rows   a block a row chooses; one block sorts the pairs by expert; tiles of up to 16 pairs of one expert go
+                through gate and up, then down; the shared expert's product adds the weighted outputs and the residual
+"""
 
 from __future__ import annotations
 
@@ -7,264 +13,260 @@ from tvm.tirx import PrimFunc
 
 from relax_model.config import RouterConfig
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, few_rows
+from relax_model.kernels.gpu_products import (
+    MANY_THREADS,
+    SIDE,
+    accumulator,
+    column_chunks,
+    few_rows,
+    lane_sum,
+    many_rows,
+)
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill, silu
+from relax_model.kernels.moe.gpu_routing import chooser, sorter
 from relax_model.kernels.registry import kernel
-from relax_model.layout import FloatLayout, Layout
+from relax_model.layout import Layout
 
-_LOWEST = -3.0e38
-_EXACT = FloatLayout("exact", "float32")
+_HEIGHT = 16  # pairs of a tile: an expert rarely has more of a chunk
 
 
-@kernel("route", "gpu")
-def route(router: RouterConfig, hidden: int, *, tile: GpuTile) -> PrimFunc:
-    """Which experts each row goes to, how much each counts, and the pairs expert by expert.
+@kernel("experts", "gpu")
+def experts(
+    layout: Layout, router: RouterConfig, width: int, hidden: int, shared: int, eps: float, *, tile: GpuTile
+) -> PrimFunc:
+    """x + the chosen experts' weighted outputs of the normalised x + the shared experts' output.
 
-    x float32 (rows, hidden), gate float32 (experts, hidden), [bias (experts,)] → logits float32 (rows, experts), ids
-    int32 and weights float32 (rows, top-k), pairs int32 (rows, top-k), starts int32 (experts + 1,).
-
-    What is chosen and how it is weighed is said at the CPU's kernel (DeepSeek-V3 report, equations 13-16; DeepSeek-V2,
-    section 2.2.2). An expert's place among the chosen is the number of those before it: all find theirs at once.
+    x float32 (rows, hidden), norm weight (hidden,), logits (rows, experts), [bias (experts,)], and in `layout` gate_up
+    (experts, 2 · width, hidden), down (experts, hidden, width), [with `shared` > 0: what goes into the shared experts'
+    down projection (rows, shared), and that projection (hidden, shared)] → float32 (rows, hidden).
     """
-    experts, top_k, threads = router.n_routed_experts, router.num_experts_per_tok, tile.threads
-    groups, chosen_groups = router.n_group, router.topk_group
-    size = experts // groups
-    biased, sigmoid = router.has_correction_bias, router.scoring_func == "sigmoid"
-    summed, normalized, scaling = router.group_score_experts, router.normalizes_weights, router.weight_factor
-    outputs = threads // tile.lanes
-    multiply = few_rows(tile, hidden, 1)
-    each, each_group = -(-experts // threads), -(-groups // threads)
+    count, top_k, threads, outputs = router.n_routed_experts, router.num_experts_per_tok, tile.threads, tile.outputs
+    (up_shape, data_dtype), (up_scale_shape, scale_dtype) = stored(layout, (count, 2 * width, hidden))
+    (down_shape, _), (down_scale_shape, _) = stored(layout, (count, hidden, width))
+    (own_shape, _), (own_scale_shape, _) = stored(layout, (hidden, max(shared, 1)))
+    scaled = not scale_names(layout)
+    choose, choose_many = chooser(router, threads), chooser(router, MANY_THREADS)
+    sort = sorter(count, top_k, MANY_THREADS, _HEIGHT)
+    up_few, up_many = few_rows(tile, hidden, 1, eps, gated=True), many_rows(hidden, _HEIGHT, eps, gated=True)
+    down_few, own_few, add_few = accumulator(tile, width, 1), accumulator(tile, shared, 1), lane_sum(tile, 1)
+    down_many, own_many = many_rows(width, _HEIGHT), many_rows(shared)
+    each = -(-count // MANY_THREADS)
+
+    def gate_or_up(expert, output):
+        """The row of an expert's gate or up projection for an output of a block: the two are neighbours."""
+        within = T.min(output, 2 * width - 1)
+        return expert * (2 * width) + within % 2 * width + within // 2
+
+    def down(expert, output):
+        return expert * hidden + T.min(output, hidden - 1)
 
     @T.inline
-    def rank(values, count, e, place):
-        """place[0] = how many of the values come before number e: larger ones, and equal ones of a lower number."""
-        place[0] = 0
-        for j in T.serial(count):
-            # TVM takes shared memory in a statement's value, but not in its condition.
-            place[0] = place[0] + T.if_then_else(
-                T.Or(values[j] > values[e], T.And(values[j] == values[e], j < e)), 1, 0
-            )
+    def find(t, q, mine, pair, Pairs, Starts, Tiles):
+        """The expert of tile q in mine[0], where its pairs begin in mine[1] and how many there are in mine[2], none where
+        there is no such tile; and the pairs."""
+        expert = T.alloc_buffer((1,), "int32", scope="shared")
+        if t == 0:
+            expert[0] = count
+        T.evaluate(T.tvm_storage_sync("shared"))
+        for w in T.serial(each):
+            if T.And(
+                w * MANY_THREADS + t < count,
+                T.And(Tiles[w * MANY_THREADS + t] <= q, q < Tiles[w * MANY_THREADS + t + 1]),
+            ):
+                expert[0] = w * MANY_THREADS + t
+        T.evaluate(T.tvm_storage_sync("shared"))
+        mine[0] = T.min(expert[0], count - 1)
+        mine[1] = Starts[mine[0]] + (q - Tiles[mine[0]]) * _HEIGHT
+        mine[2] = T.if_then_else(expert[0] < count, T.min(Starts[mine[0] + 1] - mine[1], _HEIGHT), 0)
+        if t < mine[2]:
+            pair[t] = Pairs[mine[1] + t]
+        T.evaluate(T.tvm_storage_sync("shared"))
 
     @T.prim_func(private=True, s_tir=True)
-    def route_gpu(
+    def experts_gpu(
         x: T.handle,
-        gate: T.Buffer((experts, hidden), "float32"),
-        bias: T.Buffer((experts,), "float32"),
+        norm: T.Buffer((hidden,), "float32"),
         logits: T.handle,
-        ids: T.handle,
-        weights: T.handle,
-        pairs: T.handle,
-        starts: T.Buffer((experts + 1,), "int32"),
+        bias: T.Buffer((count,), "float32"),
+        up_data: T.Buffer(up_shape, data_dtype),
+        up_scale: T.Buffer(up_scale_shape, scale_dtype),
+        down_data: T.Buffer(down_shape, data_dtype),
+        down_scale: T.Buffer(down_scale_shape, scale_dtype),
+        own: T.handle,
+        own_data: T.Buffer(own_shape, data_dtype),
+        own_scale: T.Buffer(own_scale_shape, scale_dtype),
+        y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True})
         m = T.int64()
         X = T.match_buffer(x, (m, hidden), "float32")
-        Logits = T.match_buffer(logits, (m, experts), "float32")
-        Ids = T.match_buffer(ids, (m, top_k), "int32")
-        Weights = T.match_buffer(weights, (m, top_k), "float32")
-        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
+        Logits = T.match_buffer(logits, (m, count), "float32")
+        Own = T.match_buffer(own, (m, max(shared, 1)), "float32")
+        Y = T.match_buffer(y, (m, hidden), "float32")
+        n = T.meta_var(T.Cast("int32", m))
         with T.sblock("root"):
             T.reads()
             T.writes()
-            for i in T.thread_binding(m, "blockIdx.x"):
-                for t in T.thread_binding(threads, "threadIdx.x"):
-                    score = T.alloc_buffer((experts,), "float32", scope="shared")
-                    choice = T.alloc_buffer((experts,), "float32", scope="shared")
-                    group = T.alloc_buffer((groups,), "float32", scope="shared")
-                    open_group = T.alloc_buffer((groups,), "int32", scope="shared")
-                    chosen = T.alloc_buffer((top_k,), "float32", scope="shared")
-                    total = T.alloc_buffer((2,), "float32", scope="local")
-                    place = T.alloc_buffer((1,), "int32", scope="local")
-                    part = T.alloc_buffer((threads,), "float32", scope="shared")
-                    for b in T.serial(-(-experts // outputs)):
-                        multiply(
-                            t,
-                            part,
-                            Matrix(_EXACT, hidden, gate, gate),
-                            lambda o: T.min(b * outputs + o, experts - 1),
-                            lambda r, k: X[i, k],
-                            Logits,
-                            lambda r, o: (i, b * outputs + o),
-                            lambda r, o: b * outputs + o < experts,
-                            lambda r, o: T.float32(0),
-                        )
-                        T.evaluate(T.tvm_storage_sync("shared"))
-                    total[0] = T.float32(_LOWEST)
-                    total[1] = T.float32(0)
-                    if not sigmoid:
-                        for e in T.serial(experts):
-                            total[0] = T.max(total[0], Logits[i, e])
-                        for e in T.serial(experts):
-                            total[1] = total[1] + T.exp(Logits[i, e] - total[0])
-                    for w in T.serial(each):
-                        if w * threads + t < experts:
-                            if sigmoid:
-                                score[w * threads + t] = T.float32(1) / (
-                                    T.float32(1) + T.exp(-Logits[i, w * threads + t])
-                                )
-                            else:
-                                score[w * threads + t] = T.exp(Logits[i, w * threads + t] - total[0]) / total[1]
-                            choice[w * threads + t] = (
-                                score[w * threads + t] + bias[w * threads + t] if biased else score[w * threads + t]
-                            )
-                    T.evaluate(T.tvm_storage_sync("shared"))
-                    if chosen_groups < groups:
-                        for w in T.serial(each_group):
-                            if w * threads + t < groups:
-                                total[0] = T.float32(_LOWEST)  # the best of the group
-                                total[1] = T.float32(_LOWEST)  # the second best
-                                for e in T.serial(size):
-                                    total[1] = T.max(total[1], T.min(total[0], choice[(w * threads + t) * size + e]))
-                                    total[0] = T.max(total[0], choice[(w * threads + t) * size + e])
-                                group[w * threads + t] = total[0] + total[1] if summed == 2 else total[0]
-                        T.evaluate(T.tvm_storage_sync("shared"))
-                        for w in T.serial(each_group):
-                            if w * threads + t < groups:
-                                rank(group, groups, w * threads + t, place)
-                                open_group[w * threads + t] = T.if_then_else(place[0] < chosen_groups, 1, 0)
-                        T.evaluate(T.tvm_storage_sync("shared"))
-                        for w in T.serial(each):
-                            if w * threads + t < experts:
-                                choice[w * threads + t] = T.if_then_else(
-                                    open_group[(w * threads + t) // size] == 0,
-                                    T.float32(_LOWEST),
-                                    choice[w * threads + t],
-                                )
-                        T.evaluate(T.tvm_storage_sync("shared"))
-                    for w in T.serial(each):
-                        if w * threads + t < experts:
-                            rank(choice, experts, w * threads + t, place)
-                            if place[0] < top_k:
-                                Ids[i, place[0]] = w * threads + t
-                                chosen[place[0]] = score[w * threads + t]
-                    T.evaluate(T.tvm_storage_sync("shared"))
-                    total[0] = T.float32(0)
-                    for s in T.serial(top_k):
-                        total[0] = total[0] + chosen[s]
-                    for w in T.serial(-(-top_k // threads)):
-                        if w * threads + t < top_k:
-                            Weights[i, w * threads + t] = (
-                                chosen[w * threads + t] / (total[0] + T.float32(1e-20))
-                                if normalized
-                                else chosen[w * threads + t]
-                            ) * T.float32(scaling)
-            # A counting sort, which keeps the pairs of an expert in their order: a thread an expert.
-            for _b in T.thread_binding(1, "blockIdx.x"):
-                for t in T.thread_binding(threads, "threadIdx.x"):
-                    count = T.alloc_buffer((experts + 1,), "int32", scope="shared")
-                    number = T.alloc_buffer((1,), "int32", scope="local")
-                    for w in T.serial(each):
-                        if w * threads + t < experts:
-                            number[0] = 0
-                            for p in T.serial(m * top_k):
-                                if Ids[p // top_k, p % top_k] == w * threads + t:
-                                    number[0] = number[0] + 1
-                            count[w * threads + t] = number[0]
-                    T.evaluate(T.tvm_storage_sync("shared"))
-                    for w in T.serial(each):
-                        if w * threads + t < experts:
-                            number[0] = 0
-                            for e in T.serial(w * threads + t):
-                                number[0] = number[0] + count[e]
-                            starts[w * threads + t] = number[0]
-                            if w * threads + t == experts - 1:
-                                starts[experts] = number[0] + count[experts - 1]
-                            for p in T.serial(m * top_k):
-                                if Ids[p // top_k, p % top_k] == w * threads + t:
-                                    Pairs[number[0] // top_k, number[0] % top_k] = T.Cast("int32", p)
-                                    number[0] = number[0] + 1
+            UpData = T.decl_buffer((count * 2 * width, up_shape[-1]), data_dtype, data=up_data.data)
+            DownData = T.decl_buffer((count * hidden, down_shape[-1]), data_dtype, data=down_data.data)
+            if scaled:
+                UpScale = T.decl_buffer((count * 2 * width, up_scale_shape[-1]), scale_dtype, data=up_scale.data)
+                DownScale = T.decl_buffer((count * hidden, down_scale_shape[-1]), scale_dtype, data=down_scale.data)
+            Ids = T.alloc_buffer((m, top_k), "int32", scope="global")
+            Weights = T.alloc_buffer((m, top_k), "float32", scope="global")
+            H = T.alloc_buffer((m * top_k, width), "float32", scope="global")
+            up = T.meta_var(Matrix(layout, hidden, UpData, UpScale if scaled else UpData))
+            downs = T.meta_var(Matrix(layout, width, DownData, DownScale if scaled else DownData))
+            owns = T.meta_var(Matrix(layout, shared, own_data, own_scale) if shared > 0 else downs)
+            OwnRows = T.meta_var(Own if shared > 0 else X)
+            if n <= tile.few:
+                for b in T.thread_binding(-(-2 * width // outputs), "blockIdx.x"):
+                    for q in T.thread_binding(n * top_k, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
+                            ids = T.alloc_buffer((top_k,), "int32", scope="shared")
+                            weights = T.alloc_buffer((top_k,), "float32", scope="shared")
+                            choose(t, lambda e: Logits[q // top_k, e], bias, ids, weights)
+                            if T.And(b == 0, t == 0):
+                                Ids[q // top_k, q % top_k] = ids[q % top_k]
+                                Weights[q // top_k, q % top_k] = weights[q % top_k]
 
-    return without(route_gpu, *(() if biased else ("bias",)))
+                            @T.inline
+                            def fetch_up(values, o, k):
+                                fill(values, up.run(gate_or_up(ids[q % top_k], b * outputs + o), k))
 
+                            @T.inline
+                            def store_up(r, o, sums):
+                                if b * (outputs // 2) + o < width:
+                                    H[q, b * (outputs // 2) + o] = silu(sums[0]) * sums[1]
 
-@kernel("expert_linear", "gpu")
-def expert_linear(
-    layout: Layout, experts: int, out: int, width: int, top_k: int, per_pair: bool, *, tile: GpuTile
-) -> PrimFunc:
-    """Each pair's row times its expert's matrix, W (experts, out, width) in `layout` → float32 (pairs, out).
-
-    x is float32 (rows, width), one row for all pairs of a token, or with `per_pair` (pairs, width). Blocks run in the
-    order of the sorted pairs, so that those of one expert find its rows in the cache.
-    """
-    (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (experts, out, width))
-    shared_by = 1 if per_pair else top_k  # pairs that read one row of x
-    outputs, threads = tile.threads // tile.lanes, tile.threads
-    multiply = few_rows(tile, width, 1)
-    data_flat, scale_flat = (experts * out, data_shape[-1]), (experts * out, scale_shape[-1])
-    scaled = not scale_names(layout)
-
-    @T.prim_func(private=True, s_tir=True)
-    def expert_linear_gpu(
-        x: T.handle,
-        pairs: T.handle,
-        starts: T.Buffer((experts + 1,), "int32"),
-        data: T.Buffer(data_shape, data_dtype),
-        scale: T.Buffer(scale_shape, scale_dtype),
-        y: T.handle,
-    ):
-        T.func_attr({"tirx.noalias": True})
-        m, n, p = T.int64(), T.int64(), T.int64()
-        X = T.match_buffer(x, (n, width), "float32")
-        Pairs = T.match_buffer(pairs, (m, top_k), "int32")
-        Y = T.match_buffer(y, (p, out), "float32")
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            Data = T.decl_buffer(data_flat, data_dtype, data=data.data)
-            Scale = T.decl_buffer(scale_flat, scale_dtype, data=scale.data) if scaled else Data
-            for b in T.thread_binding(-(-out // outputs), "blockIdx.x"):
-                for q in T.thread_binding(T.Cast("int32", m * top_k), "blockIdx.y"):
-                    for t in T.thread_binding(threads, "threadIdx.x"):
-                        expert = T.alloc_buffer((1,), "int32", scope="shared")
-                        for w in T.serial(-(-experts // threads)):
-                            if T.And(
-                                w * threads + t < experts,
-                                T.And(starts[w * threads + t] <= q, q < starts[w * threads + t + 1]),
-                            ):
-                                expert[0] = w * threads + t
-                        T.evaluate(T.tvm_storage_sync("shared"))
-                        part = T.alloc_buffer((threads,), "float32", scope="shared")
-                        multiply(
-                            t,
-                            part,
-                            Matrix(layout, width, Data, Scale),
-                            lambda o: expert[0] * out + T.min(b * outputs + o, out - 1),
-                            lambda r, k: X[Pairs[q // top_k, q % top_k] // shared_by, k],
-                            Y,
-                            lambda r, o: (Pairs[q // top_k, q % top_k], b * outputs + o),
-                            lambda r, o: b * outputs + o < out,
-                            lambda r, o: T.float32(0),
-                        )
-
-    return without(expert_linear_gpu, *scale_names(layout))
-
-
-@kernel("combine_experts", "gpu")
-def combine_experts(width: int, top_k: int, *, tile: GpuTile) -> PrimFunc:
-    """Σ over slots, in order, of weight · expert output, onto `base` (the residual and the shared experts).
-
-    outputs float32 (pairs, width), weights (rows, top-k), base (rows, width) → float32 (rows, width).
-    """
-    threads = tile.threads
-
-    @T.prim_func(private=True, s_tir=True)
-    def combine_experts_gpu(outputs: T.handle, weights: T.handle, base: T.handle, y: T.handle):
-        T.func_attr({"tirx.noalias": True})
-        m, p = T.int64(), T.int64()
-        Outputs = T.match_buffer(outputs, (p, width), "float32")
-        Weights = T.match_buffer(weights, (m, top_k), "float32")
-        Base = T.match_buffer(base, (m, width), "float32")
-        Y = T.match_buffer(y, (m, width), "float32")
-        with T.sblock("root"):
-            T.reads()
-            T.writes()
-            for b in T.thread_binding(-(-width // threads), "blockIdx.x"):
-                for i in T.thread_binding(m, "blockIdx.y"):
-                    for t in T.thread_binding(threads, "threadIdx.x"):
-                        total = T.alloc_buffer((1,), "float32", scope="local")
-                        if b * threads + t < width:
-                            total[0] = Base[i, b * threads + t]
+                            up_few(t, fetch_up, lambda r, k: X[q // top_k, k], lambda k: norm[k], store_up)
+                for b in T.thread_binding(-(-hidden // outputs), "blockIdx.x"):
+                    for i in T.thread_binding(n, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
+                            total = T.alloc_buffer((1,), "float32", scope="local")
+                            dot = T.alloc_buffer((1,), "float32", scope="local")
+                            total[0] = T.float32(0)
                             for s in T.serial(top_k):
-                                total[0] = total[0] + Weights[i, s] * Outputs[i * top_k + s, b * threads + t]
-                            Y[i, b * threads + t] = total[0]
+                                dot[0] = T.float32(0)
 
-    return combine_experts_gpu
+                                @T.inline
+                                def fetch_down(values, o, k):
+                                    fill(values, downs.run(down(Ids[i, s], b * outputs + o), k))
+
+                                down_few(t, fetch_down, lambda r, k: H[i * top_k + s, k], None, dot, None)
+                                total[0] = total[0] + Weights[i, s] * dot[0]
+                            if shared > 0:
+
+                                @T.inline
+                                def fetch_own(values, o, k):
+                                    fill(values, owns.run(down(0, b * outputs + o), k))
+
+                                own_few(t, fetch_own, lambda r, k: Own[i, k], None, total, None)
+
+                            @T.inline
+                            def store_down(r, o, sums):
+                                if b * outputs + o < hidden:
+                                    Y[i, b * outputs + o] = X[i, b * outputs + o] + sums[0]
+
+                            add_few(t, total, None, store_down)
+            else:
+                Pairs = T.alloc_buffer((m * top_k,), "int32", scope="global")
+                Starts = T.alloc_buffer((count + 1,), "int32", scope="global")
+                Tiles = T.alloc_buffer((count + 1,), "int32", scope="global")
+                Out = T.alloc_buffer((m * top_k, hidden), "float32", scope="global")
+                tiles = T.meta_var((n * top_k + _HEIGHT - 1) // _HEIGHT + count)  # at most
+                for i in T.thread_binding(n, "blockIdx.x"):
+                    for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                        ids = T.alloc_buffer((top_k,), "int32", scope="shared")
+                        weights = T.alloc_buffer((top_k,), "float32", scope="shared")
+                        choose_many(t, lambda e: Logits[i, e], bias, ids, weights)
+                        for w in T.serial(-(-top_k // MANY_THREADS)):
+                            if w * MANY_THREADS + t < top_k:
+                                Ids[i, w * MANY_THREADS + t] = ids[w * MANY_THREADS + t]
+                                Weights[i, w * MANY_THREADS + t] = weights[w * MANY_THREADS + t]
+                for _b in T.thread_binding(1, "blockIdx.x"):
+                    for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                        sort(t, n * top_k, Ids, Pairs, Starts, Tiles)
+                for b in T.thread_binding(-(-2 * width // SIDE), "blockIdx.x"):
+                    for q in T.thread_binding(tiles, "blockIdx.y"):
+                        for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                            mine = T.alloc_buffer((3,), "int32", scope="local")
+                            pair = T.alloc_buffer((_HEIGHT,), "int32", scope="shared")
+                            find(t, q, mine, pair, Pairs, Starts, Tiles)
+                            last = T.meta_var(T.max(mine[2] - 1, 0))
+
+                            @T.inline
+                            def fetch_up_many(values, o, k):
+                                fill(values, up.run(gate_or_up(mine[0], b * SIDE + o), k))
+
+                            @T.inline
+                            def store_up_many(r, o, sums):
+                                if T.And(r < mine[2], b * (SIDE // 2) + o < width):
+                                    H[pair[r], b * (SIDE // 2) + o] = silu(sums[0]) * sums[1]
+
+                            up_many(
+                                t,
+                                T.if_then_else(mine[2] > 0, column_chunks(hidden), 0),
+                                fetch_up_many,
+                                lambda r, k: X[pair[T.min(r, last)] // top_k, k],
+                                lambda k: norm[k],
+                                store_up_many,
+                            )
+                for b in T.thread_binding(-(-hidden // SIDE), "blockIdx.x"):
+                    for q in T.thread_binding(tiles, "blockIdx.y"):
+                        for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                            mine = T.alloc_buffer((3,), "int32", scope="local")
+                            pair = T.alloc_buffer((_HEIGHT,), "int32", scope="shared")
+                            find(t, q, mine, pair, Pairs, Starts, Tiles)
+                            last = T.meta_var(T.max(mine[2] - 1, 0))
+
+                            @T.inline
+                            def fetch_down_many(values, o, k):
+                                fill(values, downs.run(down(mine[0], b * SIDE + o), k))
+
+                            @T.inline
+                            def store_down_many(r, o, sums):
+                                if T.And(r < mine[2], b * SIDE + o < hidden):
+                                    Out[pair[r], b * SIDE + o] = sums[0]
+
+                            down_many(
+                                t,
+                                T.if_then_else(mine[2] > 0, column_chunks(width), 0),
+                                fetch_down_many,
+                                lambda r, k: H[pair[T.min(r, last)], k],
+                                None,
+                                store_down_many,
+                            )
+                for b in T.thread_binding(-(-hidden // SIDE), "blockIdx.x"):
+                    for c in T.thread_binding((n + SIDE - 1) // SIDE, "blockIdx.y"):
+                        for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                            weighted = T.alloc_buffer((1,), "float32", scope="local")
+
+                            @T.inline
+                            def fetch_own_many(values, o, k):
+                                fill(values, owns.run(down(0, b * SIDE + o), k))
+
+                            @T.inline
+                            def store_sum(r, o, sums):
+                                if T.And(c * SIDE + r < n, b * SIDE + o < hidden):
+                                    weighted[0] = X[c * SIDE + r, b * SIDE + o] + sums[0]
+                                    for s in T.serial(top_k):
+                                        weighted[0] = (
+                                            weighted[0]
+                                            + Weights[c * SIDE + r, s]
+                                            * Out[(c * SIDE + r) * top_k + s, b * SIDE + o]
+                                        )
+                                    Y[c * SIDE + r, b * SIDE + o] = weighted[0]
+
+                            own_many(
+                                t,
+                                column_chunks(shared),
+                                fetch_own_many,
+                                lambda r, k: OwnRows[T.min(c * SIDE + r, n - 1), k],
+                                None,
+                                store_sum,
+                            )
+
+    unused = scale_names(layout, "up_scale") + scale_names(layout, "down_scale")
+    unused += scale_names(layout, "own_scale") if shared else ("Own", "own_data", "own_scale")
+    return without(experts_gpu, *unused, *(() if router.has_correction_bias else ("bias",)))

@@ -1,0 +1,262 @@
+"""Attention in its absorbed form for GPUs, and `kv_b_proj` behind it.
+
+    a part: a row's heads, `tile.heads` of them, over `tile.split` keys at fixed absolute positions
+
+    key (keys, latent_width)    read from the pages once for all heads of a part, in shared memory
+    score (heads, keys)         a thread a (head, key)                              → running softmax
+    o (heads, kv_lora_rank)    += weights · key[:, :kv_lora_rank], in registers: a thread some columns of all heads
+
+Up to `tile.few` rows, parts of a row run side by side and are merged in the order of their keys (as in flash decoding,
+arXiv:2311.01282) by the blocks that multiply with W_UV; of more rows, each is one part. Within each of the two a row's
+bits depend on neither the other rows nor on how many parts there are beside its own.
+"""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.cpu_tiles import scale_names, stored, without
+from relax_model.kernels.gpu_products import few_rows
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill
+from relax_model.kernels.registry import kernel
+from relax_model.layout import Layout
+
+_LOWEST = -3.0e38
+_PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
+
+
+@kernel("absorbed_values", "gpu")
+def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> PrimFunc:
+    """Queries over all cached positions up to each row's own, and W_UV of each head.
+
+    Queries float32 (rows, heads, latent_width), kv_b_proj in `layout`, positions and sequences int32 (rows,), page_table
+    int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows, heads · v).
+    """
+    assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
+    rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.threads
+    heads, keys, split = min(tile.heads, shape.heads), tile.keys, tile.split
+    groups, columns = -(-shape.heads // heads), -(-rank // threads)
+    steps, few, rows, outputs = split // keys, tile.few, tile.rows, tile.outputs
+    assert heads <= threads, "a head's softmax is a thread's"
+    (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (shape.heads * shape.expanded_width, rank))
+    passes = min(_PASSES, -(-shape.v // outputs))
+    blocks_few, blocks_many = -(-shape.v // (outputs * passes)), -(-shape.v // outputs)
+    one, several = few_rows(tile, rank, 1), few_rows(tile, rank, rows)
+
+    @T.inline
+    def attend(i, g, t, first, count, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
+        """`count` blocks of keys from position `first` on, for the heads of group g.
+
+        `out` (heads, columns) are a thread's columns of all heads' sums, `state` its own head's largest score and sum
+        of weights."""
+        key = T.alloc_buffer((keys * width,), "float32", scope="shared")
+        score = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        dot = T.alloc_buffer((1,), "float32", scope="local")
+        for h in T.unroll(heads * columns):
+            out[h] = T.float32(0)
+        state[0] = T.float32(_LOWEST)
+        state[1] = T.float32(0)
+        for b in T.serial(count):
+            for w in T.serial(-(-keys * width // threads)):
+                if w * threads + t < keys * width:
+                    key[w * threads + t] = T.Cast(
+                        "float32",
+                        Cache[
+                            PageTable[
+                                Sequences[i],
+                                T.min(first + b * keys + (w * threads + t) // width, Positions[i]) // page,
+                            ],
+                            T.min(first + b * keys + (w * threads + t) // width, Positions[i]) % page,
+                            (w * threads + t) % width,
+                        ],
+                    )
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for w in T.serial(-(-heads * keys // threads)):
+                if w * threads + t < heads * keys:
+                    dot[0] = T.float32(0)
+                    for c in T.serial(width):
+                        dot[0] = (
+                            dot[0]
+                            + Q[
+                                i,
+                                T.min(g * heads + (w * threads + t) // keys, shape.heads - 1),
+                                c,
+                            ]
+                            * key[(w * threads + t) % keys * width + c]
+                        )
+                    score[w * threads + t] = T.if_then_else(
+                        first + b * keys + (w * threads + t) % keys <= Positions[i],
+                        dot[0],
+                        T.float32(_LOWEST),
+                    )
+            T.evaluate(T.tvm_storage_sync("shared"))
+            if t < heads:
+                dot[0] = state[0]
+                for j in T.serial(keys):
+                    dot[0] = T.max(dot[0], score[t * keys + j])
+                factor[t] = T.exp2(state[0] - dot[0])
+                state[1] = state[1] * T.exp2(state[0] - dot[0])
+                state[0] = dot[0]
+                for j in T.serial(keys):
+                    dot[0] = T.exp2(score[t * keys + j] - state[0])
+                    weight[t * keys + j] = dot[0]
+                    state[1] = state[1] + dot[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for u in T.unroll(columns):
+                if u * threads + t < rank:
+                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                        dot[0] = out[h * columns + u] * factor[h]
+                        for j in T.serial(keys):
+                            dot[0] = dot[0] + weight[h * keys + j] * key[j * width + u * threads + t]
+                        out[h * columns + u] = dot[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
+
+    @T.inline
+    def expand(values, head, output, k, data, scale):
+        """Eight columns of a row of a head's W_UV."""
+        fill(
+            values,
+            Matrix(layout, rank, data, scale).run(
+                head * shape.expanded_width + shape.nope + T.min(output, shape.v - 1), k
+            ),
+        )
+
+    @T.prim_func(private=True, s_tir=True)
+    def absorbed_values_gpu(
+        q: T.handle,
+        data: T.Buffer(data_shape, data_dtype),
+        scale: T.Buffer(scale_shape, scale_dtype),
+        positions: T.handle,
+        sequences: T.handle,
+        page_table: T.handle,
+        cache: T.handle,
+        y: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        m, pages, batch, longest = T.int64(), T.int64(), T.int64(), T.int64()
+        Q = T.match_buffer(q, (m, shape.heads, width), "float32")
+        Positions = T.match_buffer(positions, (m,), "int32")
+        Sequences = T.match_buffer(sequences, (m,), "int32")
+        PageTable = T.match_buffer(page_table, (batch, longest), "int32")
+        Cache = T.match_buffer(cache, (pages, page, shape.cache_width), shape.cache_dtype)
+        Y = T.match_buffer(y, (m, shape.heads * shape.v), "float32")
+        n = T.meta_var(T.Cast("int32", m))
+        splits = T.meta_var(T.Cast("int32", (longest * page + split - 1) // split))
+        with T.sblock("root"):
+            T.reads()
+            T.writes()
+            # Few rows: of each part and head the largest score, the sum of weights, and the weighted sum; many rows:
+            # the weighted means.
+            Part = T.alloc_buffer(
+                (
+                    T.if_then_else(n <= few, n * splits, n),
+                    shape.heads,
+                    rank + 2,
+                ),
+                "float32",
+                scope="global",
+            )
+            if n <= few:
+                for g in T.thread_binding(groups, "blockIdx.x"):
+                    for s in T.thread_binding(splits, "blockIdx.y"):
+                        for i in T.thread_binding(n, "blockIdx.z"):
+                            for t in T.thread_binding(threads, "threadIdx.x"):
+                                state = T.alloc_buffer((2,), "float32", scope="local")
+                                factor = T.alloc_buffer((heads,), "float32", scope="shared")
+                                out = T.alloc_buffer((heads * columns,), "float32", scope="local")
+                                # As many blocks as reach up to the row itself; past it, none.
+                                reach = T.meta_var(T.max(T.min((Positions[i] - s * split) // keys + 1, steps), 0))
+                                attend(
+                                    i, g, t, s * split, reach, Q, Positions, Sequences, PageTable, Cache, state, factor, out
+                                )
+                                if s * split <= Positions[i]:
+                                    if T.And(t < heads, g * heads + t < shape.heads):
+                                        Part[i * splits + s, g * heads + t, 0] = state[0]
+                                        Part[i * splits + s, g * heads + t, 1] = state[1]
+                                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                                        if g * heads + h < shape.heads:
+                                            for u in T.unroll(columns):
+                                                if u * threads + t < rank:
+                                                    Part[i * splits + s, g * heads + h, 2 + u * threads + t] = out[
+                                                        h * columns + u
+                                                    ]
+                for b in T.thread_binding(shape.heads * blocks_few, "blockIdx.x"):
+                    for i in T.thread_binding(n, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
+                            latent = T.alloc_buffer((rank,), "float32", scope="shared")
+                            whole = T.alloc_buffer((3,), "float32", scope="local")  # largest, sum of weights, sum
+                            head, parts = T.meta_var(b // blocks_few), T.meta_var(Positions[i] // split + 1)
+                            whole[0] = T.float32(_LOWEST)
+                            for s in T.serial(parts):
+                                whole[0] = T.max(whole[0], Part[i * splits + s, head, 0])
+                            whole[1] = T.float32(0)
+                            for s in T.serial(parts):
+                                whole[1] = whole[1] + Part[i * splits + s, head, 1] * T.exp2(
+                                    Part[i * splits + s, head, 0] - whole[0]
+                                )
+                            for u in T.serial(columns):
+                                if u * threads + t < rank:
+                                    whole[2] = T.float32(0)
+                                    for s in T.serial(parts):
+                                        whole[2] = whole[2] + Part[i * splits + s, head, 2 + u * threads + t] * T.exp2(
+                                            Part[i * splits + s, head, 0] - whole[0]
+                                        )
+                                    latent[u * threads + t] = whole[2] / whole[1]
+                            T.evaluate(T.tvm_storage_sync("shared"))
+                            for p in T.serial(passes):
+                                first = T.meta_var((b % blocks_few * passes + p) * outputs)
+
+                                @T.inline
+                                def fetch_one(values, o, k):
+                                    expand(values, head, first + o, k, data, scale)
+
+                                @T.inline
+                                def store_one(r, o, sums):
+                                    if first + o < shape.v:
+                                        Y[i, head * shape.v + first + o] = sums[0]
+
+                                one(t, fetch_one, lambda r, k: latent[k], None, store_one)
+            else:
+                # Rows enough to keep the device busy: each walks through its past alone.
+                for g in T.thread_binding(groups, "blockIdx.x"):
+                    for i in T.thread_binding(n, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
+                            state = T.alloc_buffer((2,), "float32", scope="local")
+                            factor = T.alloc_buffer((heads,), "float32", scope="shared")
+                            out = T.alloc_buffer((heads * columns,), "float32", scope="local")
+                            reach = T.meta_var(Positions[i] // keys + 1)
+                            attend(i, g, t, 0, reach, Q, Positions, Sequences, PageTable, Cache, state, factor, out)
+                            if t < heads:
+                                factor[t] = T.float32(1) / state[1]
+                            T.evaluate(T.tvm_storage_sync("shared"))
+                            for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                                if g * heads + h < shape.heads:
+                                    for u in T.unroll(columns):
+                                        if u * threads + t < rank:
+                                            Part[i, g * heads + h, u * threads + t] = out[h * columns + u] * factor[h]
+                for b in T.thread_binding(shape.heads * blocks_many, "blockIdx.x"):
+                    for c in T.thread_binding((n + rows - 1) // rows, "blockIdx.y"):
+                        for t in T.thread_binding(threads, "threadIdx.x"):
+                            head, first = T.meta_var(b // blocks_many), T.meta_var(b % blocks_many * outputs)
+
+                            @T.inline
+                            def fetch_several(values, o, k):
+                                expand(values, head, first + o, k, data, scale)
+
+                            @T.inline
+                            def store_several(r, o, sums):
+                                if T.And(first + o < shape.v, c * rows + r < n):
+                                    Y[c * rows + r, head * shape.v + first + o] = sums[0]
+
+                            several(
+                                t,
+                                fetch_several,
+                                lambda r, k: Part[T.min(c * rows + r, n - 1), head, k],
+                                None,
+                                store_several,
+                            )
+
+    return without(absorbed_values_gpu, *scale_names(layout))

@@ -1,0 +1,223 @@
+"""Sums of products for GPUs: a block's share of x · Wᵀ for a few rows of x, and for many.
+
+    few rows: a block of `threads` makes threads / lanes outputs of up to `count` rows
+    ┌ lanes ┐
+    │ words of 8 columns, side by side      one output row of W     → sums in registers, added up in shared memory
+    ├───────┤
+    │                                       the next output row
+
+    many rows: a block of 256 makes height × 64 results, 32 columns of both sides at a time in shared memory
+
+With `eps` the rows are RMS-normalised (arXiv:1910.07467) on the way: the columns are multiplied with the norm's weight,
+squares are summed beside the products, and 1 / sqrt(mean + eps) multiplies the sums. With `gated`, neighbouring outputs
+are one of a gate and one of an up projection. A result's sum runs in an order fixed by the width and the tile.
+
+Both are statements of
+
+    fetch(values, o, k)     values[0 … 8) = columns k … k + 8 of the W row of the block's output o
+    x(r, k)                 a value of row r of the block's rows, within bounds
+    norm(k)                 the norm's weight; not asked for without `eps`
+    store(r, o, sums)       take result o of row r from sums[0], or with `gated` from sums[0] and sums[1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, inverse_root
+
+SIDE = 64  # outputs that a block makes of many rows
+MANY_THREADS = 256
+_EACH = 4  # outputs of a thread
+
+
+def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> Callable[..., Any]:
+    """Statement `accumulate(t, fetch, x, norm, total, squares)`: a thread's share of the products of `count` rows, onto
+    total[r], and with `normed` of the rows' squares, onto squares[r]."""
+    lanes = tile.lanes
+    span, columns = lanes * WORD, -(-width // WORD) * WORD
+
+    @T.inline
+    def take(column, values, row, total, squares, fetch, t, x, norm):
+        fetch(values, t // lanes, column)
+        if normed:
+            load(row, column, width, norm)
+            for i in T.unroll(WORD):
+                values[i] = values[i] * row[i]
+        for r in T.unroll(count):
+            load(row, column, width, lambda k: x(r, k))
+            for i in T.unroll(WORD):
+                total[r] = total[r] + values[i] * row[i]
+            if normed:
+                for i in T.unroll(WORD):
+                    squares[r] = squares[r] + row[i] * row[i]
+
+    @T.inline
+    def accumulate(t, fetch, x, norm, total, squares):
+        values = T.alloc_buffer((WORD,), "float32", scope="local")
+        row = T.alloc_buffer((WORD,), "float32", scope="local")
+        for s in T.serial(-(-columns // span)):
+            if columns % span == 0:
+                take(s * span + t % lanes * WORD, values, row, total, squares, fetch, t, x, norm)
+            else:
+                if s * span + t % lanes * WORD < columns:
+                    take(s * span + t % lanes * WORD, values, row, total, squares, fetch, t, x, norm)
+
+    return accumulate
+
+
+def lane_sum(tile: GpuTile, count: int, width: int = 0, eps: float | None = None, gated: bool = False) -> Callable[..., Any]:
+    """Statement `add(t, total, squares, store)`: what the lanes have of each of `count` rows' outputs, added up."""
+    lanes, threads = tile.lanes, tile.threads
+    of_each, normed = 2 if gated else 1, eps is not None
+    outputs = tile.outputs // of_each
+    made = count * outputs
+
+    @T.inline
+    def add(t, total, squares, store):
+        part = T.alloc_buffer((count * threads,), "float32", scope="shared")
+        square_part = T.alloc_buffer((count * threads,), "float32", scope="shared")
+        sums = T.alloc_buffer((3,), "float32", scope="local")
+        T.evaluate(T.tvm_storage_sync("shared"))  # the memory may be what others still read
+        for r in T.unroll(count):
+            part[r * threads + t] = total[r]
+            if normed:
+                square_part[r * threads + t] = squares[r]
+        T.evaluate(T.tvm_storage_sync("shared"))
+        for e in T.unroll(-(-made // threads)):
+            if e * threads + t < made:
+                for i in T.unroll(3):
+                    sums[i] = T.float32(0)
+                for lane in T.serial(lanes):
+                    sums[0] = sums[0] + part[(e * threads + t) * of_each * lanes + lane]
+                    if gated:
+                        sums[1] = sums[1] + part[((e * threads + t) * of_each + 1) * lanes + lane]
+                    if normed:
+                        # Every output's threads have them; the first one's do.
+                        sums[2] = sums[2] + square_part[(e * threads + t) // outputs * threads + lane]
+                if normed:
+                    sums[2] = inverse_root(sums[2], width, eps)
+                    sums[0] = sums[0] * sums[2]
+                    sums[1] = sums[1] * sums[2]
+                store((e * threads + t) // outputs, (e * threads + t) % outputs, sums)
+
+    return add
+
+
+def few_rows(
+    tile: GpuTile, width: int, count: int, eps: float | None = None, gated: bool = False
+) -> Callable[..., Any]:
+    """Statement `multiply(t, fetch, x, norm, store)` for `count` rows and the block's `tile.outputs` rows of W."""
+    accumulate = accumulator(tile, width, count, eps is not None)
+    add = lane_sum(tile, count, width, eps, gated)
+
+    @T.inline
+    def multiply(t, fetch, x, norm, store):
+        total = T.alloc_buffer((count,), "float32", scope="local")
+        squares = T.alloc_buffer((count,), "float32", scope="local")
+        for r in T.unroll(count):
+            total[r] = T.float32(0)
+            squares[r] = T.float32(0)
+        accumulate(t, fetch, x, norm, total, squares)
+        add(t, total, squares, store)
+
+    return multiply
+
+
+@T.inline
+def load(row, column, width, x):
+    """Statement: WORD values x(column), … of a row of `width`; past the last column they are zero."""
+    if width % WORD == 0:
+        for i in T.vectorized(WORD):
+            row[i] = x(column + i)
+    else:
+        for i in T.unroll(WORD):
+            row[i] = T.if_then_else(column + i < width, x(column + i), T.float32(0))
+
+
+def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: bool = False) -> Callable[..., Any]:
+    """Statement `multiply(t, chunks, fetch, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
+    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work."""
+    rows_each = height * _EACH // SIDE  # of a thread
+    width_each = height * GROUP // MANY_THREADS  # columns of x that a thread fetches
+    by_row = GROUP // width_each  # threads that fetch of one row
+    pad, left_pad, normed = SIDE + 1, height + 1, eps is not None
+    whole = width % GROUP == 0
+
+    @T.inline
+    def multiply(t, chunks, fetch, x, norm, store):
+        left = T.alloc_buffer((GROUP * left_pad,), "float32", scope="shared")
+        right = T.alloc_buffer((GROUP * pad,), "float32", scope="shared")
+        square_part = T.alloc_buffer((MANY_THREADS,), "float32", scope="shared")
+        total = T.alloc_buffer((rows_each * _EACH,), "float32", scope="local")
+        values = T.alloc_buffer((WORD,), "float32", scope="local")
+        value = T.alloc_buffer((2,), "float32", scope="local")  # of x, and the sum of squares
+        sums = T.alloc_buffer((3,), "float32", scope="local")
+        value[1] = T.float32(0)
+        for i in T.unroll(rows_each * _EACH):
+            total[i] = T.float32(0)
+        for c in T.serial(chunks):
+            fetch(values, t // 4, c * GROUP + t % 4 * WORD)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for i in T.unroll(WORD):
+                right[(t % 4 * WORD + i) * pad + t // 4] = values[i]
+            for i in T.unroll(width_each):
+                value[0] = (
+                    x(t // by_row, c * GROUP + t % by_row * width_each + i)
+                    if whole
+                    else T.if_then_else(
+                        c * GROUP + t % by_row * width_each + i < width,
+                        x(t // by_row, c * GROUP + t % by_row * width_each + i),
+                        T.float32(0),
+                    )
+                )
+                if normed:
+                    value[1] = value[1] + value[0] * value[0]
+                    value[0] = value[0] * (
+                        norm(c * GROUP + t % by_row * width_each + i)
+                        if whole
+                        else T.if_then_else(
+                            c * GROUP + t % by_row * width_each + i < width,
+                            norm(c * GROUP + t % by_row * width_each + i),
+                            T.float32(0),
+                        )
+                    )
+                left[(t % by_row * width_each + i) * left_pad + t // by_row] = value[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for k in T.serial(GROUP):
+                for a in T.unroll(rows_each):
+                    for b in T.unroll(_EACH):
+                        total[a * _EACH + b] = (
+                            total[a * _EACH + b]
+                            + left[k * left_pad + t // 16 * rows_each + a] * right[k * pad + t % 16 * _EACH + b]
+                        )
+        if normed:
+            T.evaluate(T.tvm_storage_sync("shared"))  # the memory may be what others still read
+            square_part[t] = value[1]
+            T.evaluate(T.tvm_storage_sync("shared"))
+        for a in T.unroll(rows_each):
+            sums[2] = T.float32(1)
+            if normed:
+                sums[2] = T.float32(0)
+                for i in T.serial(by_row):
+                    sums[2] = sums[2] + square_part[(t // 16 * rows_each + a) * by_row + i]
+                sums[2] = inverse_root(sums[2], width, eps)
+            if gated:
+                for b in T.unroll(_EACH // 2):
+                    sums[0] = total[a * _EACH + 2 * b] * sums[2]
+                    sums[1] = total[a * _EACH + 2 * b + 1] * sums[2]
+                    store(t // 16 * rows_each + a, t % 16 * (_EACH // 2) + b, sums)
+            else:
+                for b in T.unroll(_EACH):
+                    sums[0] = total[a * _EACH + b] * sums[2]
+                    store(t // 16 * rows_each + a, t % 16 * _EACH + b, sums)
+
+    return multiply
+
+
+def column_chunks(width: int) -> int:
+    """Steps that `many_rows` takes over `width` columns."""
+    return -(-width // GROUP)
