@@ -20,6 +20,7 @@ from on_device import needs_vulkan
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.vulkan import native
+from relax_model.config import parse_config
 
 pytestmark = needs_vulkan
 # In standard deviations of the golden logits.
@@ -62,6 +63,20 @@ def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_
     logits = chosen.run([tokens], [[(0, 0, len(prompt))], *([step] for step in steps)])[0].logits
     assert np.array_equal(logits[len(prompt) - 1 :].argmax(axis=1), greedy)
     assert native.statistics()["submissions"] - before <= 2 * (1 + len(steps))
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_launches_of_a_decode_step(name: str, on_vulkan: Callable[..., Driver], rows: int) -> None:
+    """At most nine a layer with experts: as the device counts them, a kernel of two launches twice."""
+    prompt, chosen = checkpoints.prompt(name)[:rows], on_vulkan(name)
+    before = native.statistics()["launches"]
+    chosen.prefill(prompt)
+    launched = native.statistics()["launches"] - before
+    config = parse_config(CHECKPOINTS[name].config)
+    around = 5  # rotary table, embedding, last norm, choice of rows, head
+    of_layer = 8 if config.q_lora_rank is None else 9
+    dense = config.moe_layers[: config.num_hidden_layers].count(False)  # they have one less
+    assert launched == around + of_layer * config.num_hidden_layers - dense
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])
