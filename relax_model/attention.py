@@ -81,7 +81,7 @@ def _absorbed(graph: Graph, prefix: str, shape: AttentionShape, q: Expr, cache: 
 
 
 def _projections(graph: Graph, prefix: str, x: Activation) -> tuple[Expr, Expr]:
-    """Queries (rows, heads · (nope + rope)), and latents with the shared key (rows, latent_width), before their norm."""
+    """Queries (rows, heads · (nope + rope)); latents, before their norm, with the shared key (rows, latent_width)."""
     kv_a = f"{prefix}.kv_a_proj_with_mqa"
     if graph.config.q_lora_rank is None:
         return graph.linear_pair(f"{prefix}.q_proj", kv_a, x)

@@ -77,7 +77,9 @@ def _fused(graph: Graph, prefix: str, x: Activation, residual: Expr) -> Var:
         own, scores = [both[0], *graph.parameter(f"{name}.down_proj")], both[1]
     else:
         scores = graph.call("linear", (layout_of("q0f32"), count, hidden, False, x.eps), [*x.inputs, *gate], logits)
-    matrices = [array for name in ("gate_up_proj", "down_proj") for array in graph.parameter(f"{prefix}.experts.{name}")]
+    matrices = [
+        array for name in ("gate_up_proj", "down_proj") for array in graph.parameter(f"{prefix}.experts.{name}")
+    ]
     return graph.call(
         "experts",
         (layout, router, width, hidden, shared, x.eps),

@@ -69,7 +69,9 @@ def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> 
     return accumulate
 
 
-def lane_sum(tile: GpuTile, count: int, width: int = 0, eps: float | None = None, gated: bool = False) -> Callable[..., Any]:
+def lane_sum(
+    tile: GpuTile, count: int, width: int = 0, eps: float | None = None, gated: bool = False
+) -> Callable[..., Any]:
     """Statement `add(t, total, squares, store)`: what the lanes have of each of `count` rows' outputs, added up."""
     lanes, threads = tile.lanes, tile.threads
     of_each, normed = 2 if gated else 1, eps is not None

@@ -29,7 +29,7 @@ def run_gpu(
     tile: GpuTile = TILE,
     changed: int | None = None,
 ) -> list:
-    """Outputs, as arrays, of the kernel on `inputs`, and behind them input number `changed`, which it changes in place."""
+    """Outputs, as arrays, of the kernel on `inputs`, and behind them input number `changed`, as it is afterwards."""
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device()) for array in inputs]
     outputs = [tvm.runtime.empty(shape, dtype, device()) for shape, dtype in out]
     compiled(operator, tile, *arguments)(*tensors, *outputs)

@@ -12,6 +12,7 @@ from gpu_harness import TILE, run_gpu
 from on_device import needs_vulkan
 
 from mlc_dsv3.quantization import dequantize, quantize
+from relax_model.config import RouterConfig
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.layout import Layout, layout_of
 
@@ -164,6 +165,28 @@ def test_experts(name: str, quantization: str, shared: int) -> None:
                 both = exact_up[expert] @ normed
                 expected[row] += weight * (exact_down[expert] @ (silu(both[:width]) * both[width:]))
         assert error(found, expected) < TOLERANCE, rows
+
+
+def test_experts_of_the_family() -> None:
+    """More of them than a block has threads: DeepSeek-V3's router."""
+    layout, hidden, width, rows = layout_of("q4f16_1"), 64, 32, 3
+    router = RouterConfig(256, 8, "sigmoid", "noaux_tc", 8, 4, True, 2.5)
+    x, logits, bias, norm = normal(rows, hidden), normal(rows, 256), normal(256) * 0.1, normal(hidden)
+    (up, exact_up), (down, exact_down) = (
+        stored(layout, normal(256, 2 * width, hidden)),
+        stored(layout, normal(256, hidden, width)),
+    )
+    expected = x.astype(np.float64)
+    for row, normed in enumerate(normalised(x, norm)):
+        for expert, weight in zip(*choose(router, logits[row], bias), strict=True):
+            both = exact_up[expert] @ normed
+            expected[row] += weight * (exact_down[expert] @ (silu(both[:width]) * both[width:]))
+    arguments = (layout, router, width, hidden, 0, EPS)
+    for repeat in (1, 4):  # few rows and many
+        given = [np.tile(array, (repeat, 1)) for array in (x, logits)]
+        inputs = [given[0], norm, given[1], bias, *up, *down]
+        (found,) = run_gpu("experts", arguments, inputs, (given[0].shape, "float32"))
+        assert error(found, np.tile(expected, (repeat, 1))) < TOLERANCE
 
 
 SHAPES = {

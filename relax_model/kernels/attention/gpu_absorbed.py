@@ -31,8 +31,9 @@ _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each 
 def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> PrimFunc:
     """Queries over all cached positions up to each row's own, and W_UV of each head.
 
-    Queries float32 (rows, heads, latent_width), kv_b_proj in `layout`, positions and sequences int32 (rows,), page_table
-    int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows, heads · v).
+    Queries float32 (rows, heads, latent_width), kv_b_proj in `layout`, positions and sequences int32 (rows,),
+    page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows,
+    heads · v).
     """
     assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
     rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.threads
@@ -170,7 +171,19 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                                 # As many blocks as reach up to the row itself; past it, none.
                                 reach = T.meta_var(T.max(T.min((Positions[i] - s * split) // keys + 1, steps), 0))
                                 attend(
-                                    i, g, t, s * split, reach, Q, Positions, Sequences, PageTable, Cache, state, factor, out
+                                    i,
+                                    g,
+                                    t,
+                                    s * split,
+                                    reach,
+                                    Q,
+                                    Positions,
+                                    Sequences,
+                                    PageTable,
+                                    Cache,
+                                    state,
+                                    factor,
+                                    out,
                                 )
                                 if s * split <= Positions[i]:
                                     if T.And(t < heads, g * heads + t < shape.heads):

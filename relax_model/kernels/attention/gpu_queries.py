@@ -1,4 +1,4 @@
-"""Before attention in its absorbed form, on GPUs: queries as wide as latents, and the rows' own latents in the cache."""
+"""Before attention in its absorbed form, on GPUs: wide queries, and the rows' latents in the cache."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import MANY_THREADS, SIDE, column_chunks, few_rows, many_rows
 from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill, silu
 from relax_model.kernels.registry import kernel
-from relax_model.layout import FloatLayout, Layout
+from relax_model.layout import Layout, layout_of
 
-_EXACT = FloatLayout("exact", "float32")
+_EXACT = layout_of("q0f32")
 
 
 @kernel("linear", "gpu")
@@ -47,7 +47,7 @@ def gate_up_silu(layout: Layout, out: int, width: int, eps: float, experts: int 
 
 @dataclass(frozen=True)
 class _Part:
-    """W (out, width) in `layout`; with `gated` its rows are a gate's and an up projection's, and half as many come out."""
+    """W (out, width) in `layout`; `gated`: its rows are a gate's and an up projection's, and half as many come out."""
 
     layout: Layout
     out: int

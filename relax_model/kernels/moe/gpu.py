@@ -1,9 +1,9 @@
 """DeepSeekMoE for GPUs, from the router's logits on. A *pair* is (row, slot): `row · num_experts_per_tok + slot`.
 
-    few rows    two launches: a block of gate and up finds its own pair's expert, so that nobody waits for a router; a
-                block of down adds up all experts of its row, the shared one and the residual, in registers
-    many rows   a block a row chooses; one block sorts the pairs by expert; tiles of up to 16 pairs of one expert go
-                through gate and up, then down; the shared expert's product adds the weighted outputs and the residual
+few rows    two launches: a block of gate and up finds its own pair's expert, so that nobody waits for a router; a
+            block of down adds up all experts of its row, the shared one and the residual, in registers
+many rows   a block a row chooses; one block sorts the pairs by expert; tiles of up to 16 pairs of one expert go
+            through gate and up, then down; the shared expert's product adds the weighted outputs and the residual
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def experts(
 
     @T.inline
     def find(t, q, mine, pair, Pairs, Starts, Tiles):
-        """The expert of tile q in mine[0], where its pairs begin in mine[1] and how many there are in mine[2], none where
-        there is no such tile; and the pairs."""
+        """mine[0]: the expert of tile q; mine[1]: where its pairs begin; mine[2]: how many there are, none where there
+        is no such tile; and the pairs."""
         expert = T.alloc_buffer((1,), "int32", scope="shared")
         if t == 0:
             expert[0] = count
@@ -253,8 +253,7 @@ def experts(
                                     for s in T.serial(top_k):
                                         weighted[0] = (
                                             weighted[0]
-                                            + Weights[c * SIDE + r, s]
-                                            * Out[(c * SIDE + r) * top_k + s, b * SIDE + o]
+                                            + Weights[c * SIDE + r, s] * Out[(c * SIDE + r) * top_k + s, b * SIDE + o]
                                         )
                                     Y[c * SIDE + r, b * SIDE + o] = weighted[0]
 

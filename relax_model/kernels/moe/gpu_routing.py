@@ -16,8 +16,8 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
     """Statement `choose(t, logit, bias, ids, weights)`: a row's experts and what they count, from logit(e).
 
     ids int32 and weights float32 (top-k,) are in shared memory. What is chosen and how it is weighed is said at the
-    CPU's kernel (DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2). An expert's place among the chosen is
-    the number of those before it: all find theirs at once.
+    CPU's kernel (DeepSeek-V3 report, equations 13-16; DeepSeek-V2, section 2.2.2). An expert's place among the chosen
+    is the number of those before it: all find theirs at once.
     """
     experts, top_k = router.n_routed_experts, router.num_experts_per_tok
     groups, chosen_groups = router.n_group, router.topk_group
@@ -36,16 +36,25 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
                 T.Or(values[j] > values[e], T.And(values[j] == values[e], j < e)), 1, 0
             )
 
+    def scored(score, total):
+        return score if sigmoid else score / total
+
+    def preference(expert, score, total, bias):
+        value = scored(score[expert], total)
+        return value + bias[expert] if biased else value
+
     @T.inline
     def choose(t, logit, bias, ids, weights):
         score = T.alloc_buffer((experts,), "float32", scope="shared")
         choice = T.alloc_buffer((experts,), "float32", scope="shared")
+        left = T.alloc_buffer((experts,), "float32", scope="shared")  # of the choice, in the groups that were chosen
         group = T.alloc_buffer((groups,), "float32", scope="shared")
         open_group = T.alloc_buffer((groups,), "int32", scope="shared")
         chosen = T.alloc_buffer((top_k,), "float32", scope="shared")
         total = T.alloc_buffer((2,), "float32", scope="local")
+        best = T.alloc_buffer((2,), "float32", scope="local")
         place = T.alloc_buffer((1,), "int32", scope="local")
-        for w in T.serial(each):
+        for w in T.unroll(each):
             if w * threads + t < experts:
                 if sigmoid:
                     score[w * threads + t] = T.float32(1) / (T.float32(1) + T.exp(-logit(w * threads + t)))
@@ -56,7 +65,7 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
             total[0] = T.float32(_LOWEST)
             for e in T.serial(experts):
                 total[0] = T.max(total[0], choice[e])
-            for w in T.serial(each):
+            for w in T.unroll(each):
                 if w * threads + t < experts:
                     score[w * threads + t] = T.exp(logit(w * threads + t) - total[0])
             T.evaluate(T.tvm_storage_sync("shared"))
@@ -64,42 +73,43 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
             for e in T.serial(experts):
                 total[1] = total[1] + score[e]
             T.evaluate(T.tvm_storage_sync("shared"))
-            for w in T.serial(each):
-                if w * threads + t < experts:
-                    score[w * threads + t] = score[w * threads + t] / total[1]
-        for w in T.serial(each):
+        for w in T.unroll(each):
             if w * threads + t < experts:
-                choice[w * threads + t] = (
-                    score[w * threads + t] + bias[w * threads + t] if biased else score[w * threads + t]
-                )
+                choice[w * threads + t] = preference(w * threads + t, score, total[1], bias)
         T.evaluate(T.tvm_storage_sync("shared"))
         if chosen_groups < groups:
             for w in T.serial(each_group):
                 if w * threads + t < groups:
-                    total[0] = T.float32(_LOWEST)  # the best of the group
-                    total[1] = T.float32(_LOWEST)  # the second best
+                    best[0] = T.float32(_LOWEST)  # the best of the group
+                    best[1] = T.float32(_LOWEST)  # the second best
                     for e in T.serial(size):
-                        total[1] = T.max(total[1], T.min(total[0], choice[(w * threads + t) * size + e]))
-                        total[0] = T.max(total[0], choice[(w * threads + t) * size + e])
-                    group[w * threads + t] = total[0] + total[1] if summed == 2 else total[0]
+                        best[1] = T.max(best[1], T.min(best[0], choice[(w * threads + t) * size + e]))
+                        best[0] = T.max(best[0], choice[(w * threads + t) * size + e])
+                    group[w * threads + t] = best[0] + best[1] if summed == 2 else best[0]
             T.evaluate(T.tvm_storage_sync("shared"))
             for w in T.serial(each_group):
                 if w * threads + t < groups:
                     rank(group, groups, w * threads + t, place)
                     open_group[w * threads + t] = T.if_then_else(place[0] < chosen_groups, 1, 0)
             T.evaluate(T.tvm_storage_sync("shared"))
-            for w in T.serial(each):
+            for w in T.unroll(each):
                 if w * threads + t < experts:
-                    choice[w * threads + t] = T.if_then_else(
-                        open_group[(w * threads + t) // size] == 0, T.float32(_LOWEST), choice[w * threads + t]
+                    left[w * threads + t] = T.if_then_else(
+                        open_group[(w * threads + t) // size] == 0,
+                        T.float32(_LOWEST),
+                        # Not `choice` itself: TVM would let the two share memory and miss a barrier.
+                        preference(w * threads + t, score, total[1], bias),
                     )
             T.evaluate(T.tvm_storage_sync("shared"))
-        for w in T.serial(each):
+        for w in T.unroll(each):
             if w * threads + t < experts:
-                rank(choice, experts, w * threads + t, place)
+                if chosen_groups < groups:
+                    rank(left, experts, w * threads + t, place)
+                else:
+                    rank(choice, experts, w * threads + t, place)
                 if place[0] < top_k:
                     ids[place[0]] = w * threads + t
-                    chosen[place[0]] = score[w * threads + t]
+                    chosen[place[0]] = scored(score[w * threads + t], total[1])
         T.evaluate(T.tvm_storage_sync("shared"))
         total[0] = T.float32(0)
         for s in T.serial(top_k):
@@ -118,8 +128,8 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
 def sorter(experts: int, top_k: int, threads: int, height: int) -> Callable[..., Any]:
     """Statement `sort(t, count, Ids, Pairs, Starts, Tiles)`: a counting sort of `count` pairs, a thread an expert.
 
-    Ids int32 (rows, top-k) → Pairs (pairs,) expert by expert, in their order; Starts (experts + 1,), where each expert's
-    begin; Tiles (experts + 1,), how many tiles of up to `height` pairs of one expert there are before it.
+    Ids int32 (rows, top-k) → Pairs (pairs,) expert by expert, in their order; Starts (experts + 1,), where each
+    expert's begin; Tiles (experts + 1,), how many tiles of up to `height` pairs of one expert there are before it.
     """
     each = -(-experts // threads)
 
@@ -127,7 +137,7 @@ def sorter(experts: int, top_k: int, threads: int, height: int) -> Callable[...,
     def sort(t, count, Ids, Pairs, Starts, Tiles):
         held = T.alloc_buffer((experts,), "int32", scope="shared")
         number = T.alloc_buffer((2,), "int32", scope="local")
-        for w in T.serial(each):
+        for w in T.unroll(each):
             if w * threads + t < experts:
                 number[0] = 0
                 for p in T.serial(count):
@@ -135,7 +145,7 @@ def sorter(experts: int, top_k: int, threads: int, height: int) -> Callable[...,
                         number[0] = number[0] + 1
                 held[w * threads + t] = number[0]
         T.evaluate(T.tvm_storage_sync("shared"))
-        for w in T.serial(each):
+        for w in T.unroll(each):
             if w * threads + t < experts:
                 number[0] = 0
                 number[1] = 0
