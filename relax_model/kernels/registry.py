@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import cache, partial
+from functools import cache
+from types import FrameType
 from typing import TypeVar
 
 from tvm.tirx import PrimFunc
@@ -109,11 +110,16 @@ def _builder(operator: str, family: str) -> Builder:
 
 @contextmanager
 def _stack_without_source() -> Iterator[None]:
-    """TVMScript's decorators call `inspect.stack()`, which by default reads source lines for every frame that nobody
-    looks at: half of the time that building a model takes."""
-    original = inspect.stack
-    inspect.stack = partial(original, 0)
+    """TVMScript's decorators and inlined statements list all frames above them, by default with source lines that
+    nobody looks at: most of the time that building a model takes."""
+    original = inspect.getframeinfo
+    inspect.getframeinfo = _bare_frame
     try:
         yield
     finally:
-        inspect.stack = original
+        inspect.getframeinfo = original
+
+
+def _bare_frame(frame: FrameType, context: int = 1) -> inspect.Traceback:
+    """`inspect.getframeinfo` without a look at any file."""
+    return inspect.Traceback(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, None, None)
