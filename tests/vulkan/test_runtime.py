@@ -216,6 +216,14 @@ def test_an_allocation_that_does_not_fit_names_the_numbers_and_the_process_lives
     assert tvm.runtime.tensor(np.ones(4, np.float32), device()).numpy().sum() == 4
 
 
+def test_more_than_all_memory_is_refused_before_the_driver_is_asked() -> None:
+    """Which a driver need not refuse: the validation layers would tell."""
+    size, said = native.devices()[0]["memory"] + 4096, native.validation_messages()
+    with pytest.raises(MemoryError, match=f"allocating {size} bytes"):
+        tvm.runtime.empty((size,), "uint8", device())
+    assert native.validation_messages() == said
+
+
 def test_a_shader_that_is_none_and_bytes_that_end_early() -> None:
     make = tvm_ffi.get_global_func("mlc_dsv3.vulkan.make_module")
     with pytest.raises(ValueError, match="end too early"):
