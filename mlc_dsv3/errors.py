@@ -1,4 +1,4 @@
-"""What a user can cause: one line that says what, where and what to do. The command line exits with 2 on it."""
+"""What a user or a machine can cause: one line that says what, where and what to do, and the exit code 2."""
 
 import sys
 
@@ -9,7 +9,13 @@ class UserError(Exception):
     """A user's mistake or a broken file; its text is shown as it is, without a traceback."""
 
 
+class DeviceError(RuntimeError):
+    """A device that was lost, or whose driver refuses what it is asked; its text names the device and what was done."""
+
+
 USER_ERRORS = (UserError, ConfigError)
+# No other input would help: what was loaded is of no use any more, or does not fit.
+MACHINE_ERRORS = (DeviceError, MemoryError)
 
 
 def warn(text: str) -> None:

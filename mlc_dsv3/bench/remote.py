@@ -14,13 +14,14 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from mlc_dsv3.errors import USER_ERRORS, UserError
+from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError
 
 
 class Remote:
     """Makes `factory(*arguments)` in a new process; `call(name, …)` calls its methods, one at a time.
 
-    UserErrors come back as they are; any other exception as a RuntimeError with the other process's traceback.
+    UserErrors, and what a machine fails at, come back as UserErrors; any other exception as a RuntimeError
+    with the other process's traceback.
     """
 
     def __init__(self, factory: Callable[..., Any], *arguments: Any) -> None:
@@ -80,7 +81,7 @@ def _serve(pipe: Connection, factory: Callable[..., Any], arguments: tuple[Any, 
             pipe.send((None, getattr(served, name)(*positional, **options)))
     except EOFError:
         return
-    except USER_ERRORS as error:
-        pipe.send((UserError(str(error)), None))
+    except (*USER_ERRORS, *MACHINE_ERRORS) as error:
+        pipe.send((UserError(str(error) or "out of memory"), None))
     except Exception:
         pipe.send((RuntimeError(f"in the measuring process:\n{traceback.format_exc()}"), None))

@@ -12,6 +12,7 @@ from mlc_dsv3 import __version__
 from mlc_dsv3.bench import pagecache
 from mlc_dsv3.bench.bandwidth import BandwidthMeter
 from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
+from mlc_dsv3.bench.launch_cost import host_seconds_per_launch
 from mlc_dsv3.bench.measurement import Scale, Timing
 from mlc_dsv3.bench.remote import Remote, idle_pause
 from mlc_dsv3.bench.settings import BenchSettings
@@ -48,6 +49,7 @@ def measure(
         memory: Memory = ours.call("memory")
         peer_facts = _peer_facts(peer) if peer else {}
     meter.measure(5)
+    per_launch = None if target.device == "cpu" else host_seconds_per_launch(target)
     scale = Scale(
         artifact.model_config,
         artifact.quantization,
@@ -60,6 +62,7 @@ def measure(
         **_settings(subject, settings),
         **_startup(subject, cold, warm),
         **_memory(artifact.nbytes, memory),
+        "host_seconds_per_launch": per_launch,
         **peer_facts,
     }
     return [{**asdict(found), **common} for some in timings for found in scale.measurements(some)]

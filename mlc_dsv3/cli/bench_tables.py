@@ -19,7 +19,8 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
     print()
     by_quantization = {result["quantization"]: result for result in results}
     columns = ("", *by_quantization)
-    print_table([(name, *map(show, by_quantization.values())) for name, show in _STARTUP.items()], columns)
+    rows = [(name, *map(show, by_quantization.values())) for name, show in _STARTUP.items()]
+    print_table([row for row in rows if row[0] not in _OF_GPUS or any(row[1:])], columns)
     notes = {result["cold_note"] for result in results if result["cold_note"]}
     for note in sorted(notes):
         print(f"no cold start: {note}")
@@ -59,6 +60,10 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
 
 
+def _microseconds(value: float | None) -> str:
+    return "" if value is None else f"{value * 1e6:.1f} µs"
+
+
 def _size(value: int | None) -> str:
     return "" if value is None else size(value)
 
@@ -73,7 +78,9 @@ _STARTUP = {
     "latent caches": lambda result: _size(result["cache_bytes"]),
     "peak RssAnon": lambda result: _size(result["peak_rss_anon_bytes"]),
     "of it beside the caches": lambda result: _size(result["other_anon_bytes"]),
+    "host's time a launch": lambda result: _microseconds(result["host_seconds_per_launch"]),
 }
+_OF_GPUS = {"host's time a launch"}
 
 
 def _print_peer(results: Sequence[dict[str, Any]]) -> None:

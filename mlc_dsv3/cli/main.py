@@ -1,6 +1,7 @@
 """The command `mlc_dsv3`: finds the verb, runs it, and turns what went wrong into an exit code.
 
-Exit codes: 0 done, 2 a user's mistake (one line on standard error), 130 interrupted; a traceback is a bug of ours.
+Exit codes: 0 done, 2 a user's mistake or a machine's failure (one line on standard error), 130 interrupted; a traceback
+is a bug of ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mlc_dsv3 import __version__
-from mlc_dsv3.errors import USER_ERRORS, UserError
+from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
 VERBS = {
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = parsed.run(parsed) or 0
         sys.stdout.flush()
         return code
-    except USER_ERRORS as error:
-        return _complain(" ".join(str(error).split()))
+    except (*USER_ERRORS, *MACHINE_ERRORS) as error:
+        return _complain(" ".join(str(error).split()) or "out of memory")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

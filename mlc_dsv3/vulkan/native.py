@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3.errors import DeviceError
 from mlc_dsv3.folders import cache_folder
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
@@ -44,6 +45,7 @@ def load() -> None:
 
     if tvm_ffi.get_global_func("device_api.vulkan", allow_missing=True) is not None or not _LIBRARY.is_file():
         return
+    tvm_ffi.register_error("DeviceError", DeviceError)
     ctypes.CDLL(str(_LIBRARY), ctypes.RTLD_GLOBAL)
     folder = cache_folder() / "pipelines"
     _call("keep_pipelines_in", str(folder))
@@ -51,8 +53,9 @@ def load() -> None:
 
 
 def _keep_pipelines(folder: Path) -> None:
-    """Write what the driver compiled in this process, for the next one; a full disk is no reason to end in an error."""
-    with contextlib.suppress(OSError, RuntimeError):
+    """Write what the driver compiled in this process, for the next one; neither a full disk nor a lost device is a
+    reason to end in an error."""
+    with contextlib.suppress(OSError, RuntimeError, MemoryError):
         for name, data in _call("new_pipelines").items():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:

@@ -17,7 +17,7 @@ KEYS = {
     *("limit_gb_per_second", "share_of_limit", "time_ratio", "profile", "versus"),
     *("model", "quantization", "device", "level", "threads", "prefill_tokens", "decode_steps", "random_weights"),
     *("compile_seconds", "load_seconds", "first_token_seconds", "cold_load_seconds", "cold_first_token_seconds"),
-    *("weight_bytes", "cache_bytes", "peak_rss_anon_bytes", "other_anon_bytes"),
+    *("weight_bytes", "cache_bytes", "peak_rss_anon_bytes", "other_anon_bytes", "host_seconds_per_launch"),
 }
 
 

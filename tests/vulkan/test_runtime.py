@@ -134,6 +134,36 @@ def test_a_kernel_works_on_a_part_of_a_tensor() -> None:
     assert np.array_equal(x.numpy(), expected)
 
 
+def test_views_at_any_byte_are_read_and_written() -> None:
+    x = RANDOM.integers(0, 256, 1003).astype(np.uint8)
+    whole = tvm.runtime.tensor(x, device())
+    for start, size in ((1, 5), (3, 1000), (256, 512)):
+        part = whole._create_view((size,), "uint8", relative_byte_offset=start)
+        assert np.array_equal(part.numpy(), x[start : start + size])
+        part.copyfrom(x[start : start + size][::-1].copy())
+        x[start : start + size] = x[start : start + size][::-1]
+    assert np.array_equal(whole.numpy(), x)
+
+
+def test_a_tensor_of_more_than_2_31_elements() -> None:
+    size = 2**31 + 4096
+    first = native.devices()[0]
+    if size > min(first["max_allocation"], first["memory"] // 2):
+        pytest.skip(f"{first['name']} allocates at most {first['max_allocation']} bytes at once")
+
+    @T.prim_func(s_tir=True)
+    def number(a: T.handle):
+        A = T.match_buffer(a, (T.int64(size),), "uint8")
+        for i in T.thread_binding(T.int64(2048 // 64), "blockIdx.x"):
+            for t in T.thread_binding(T.int64(64), "threadIdx.x"):
+                A[T.int64(size - 2048) + i * T.int64(64) + t] = T.Cast("uint8", t)
+
+    x = tvm.runtime.empty((size,), "uint8", device())
+    build(number)["main"](x)
+    end = x._create_view((2048,), "uint8", relative_byte_offset=size - 2048)
+    assert np.array_equal(end.numpy(), np.tile(np.arange(64, dtype=np.uint8), 2048 // 64))
+
+
 def test_a_library_on_disk_runs_in_another_process_without_the_compiler(tmp_path: Path) -> None:
     build(increment).export_library(str(tmp_path / "increment.so"))
     program = f"""
@@ -184,6 +214,14 @@ def test_an_allocation_that_does_not_fit_names_the_numbers_and_the_process_lives
     with pytest.raises(MemoryError, match=r"has no memory left: allocating 4398046511104 bytes, with \d+ reserved"):
         tvm.runtime.empty((1 << 42,), "uint8", device())
     assert tvm.runtime.tensor(np.ones(4, np.float32), device()).numpy().sum() == 4
+
+
+def test_more_than_all_memory_is_refused_before_the_driver_is_asked() -> None:
+    """Which a driver need not refuse: the validation layers would tell."""
+    size, said = native.devices()[0]["memory"] + 4096, native.validation_messages()
+    with pytest.raises(MemoryError, match=f"allocating {size} bytes"):
+        tvm.runtime.empty((size,), "uint8", device())
+    assert native.validation_messages() == said
 
 
 def test_a_shader_that_is_none_and_bytes_that_end_early() -> None:

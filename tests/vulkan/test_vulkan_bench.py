@@ -8,8 +8,10 @@ from typing import Any
 from on_device import needs_vulkan
 
 from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
+from mlc_dsv3.bench.launch_cost import Launches
 from mlc_dsv3.bench.speed import SpeedBench, StepShape
 from mlc_dsv3.compiler.targets import resolve_target
+from mlc_dsv3.vulkan import native
 
 pytestmark = needs_vulkan
 
@@ -19,6 +21,16 @@ def test_the_limit_is_the_devices() -> None:
     first = meter.measure(1)
     assert 0.01 < first < 10_000
     assert meter.measure(1) >= first
+
+
+def test_what_a_launch_costs_the_host_is_its_recording_alone() -> None:
+    launches = Launches(resolve_target("vulkan"), batches=3)
+    before = native.statistics()
+    assert 1e-7 < launches.seconds() < 1e-4
+    after = native.statistics()
+    assert after["launches"] - before["launches"] > 3000
+    # One to wake the device, and one for all that was timed, when the next batch waits for it.
+    assert after["submissions"] - before["submissions"] == 2 * 4 - 1
 
 
 def test_prompts_steps_and_a_profile_with_launches(compiled: Callable[..., Any]) -> None:

@@ -38,6 +38,9 @@ _ON_MEMORY = (
     (WORD_ACCESSES, ("load_8", "load_16", "store_8", "store_16")),
     (ATOMIC_ADD_FLOAT, ("atomic_add_float",)),
 )
+# Kernels of TVM's whose threads pass values on without a barrier: elsewhere than in a warp that runs in step they give
+# other values at every run.
+_IN_STEP = ("gpu_2d_continuous_cumsum",)
 # As CUDA's __syncthreads: what a thread of the block has stored before, in any memory, all of them see.
 _BARRIER = """\
 void barrier_of_block() {
@@ -70,6 +73,8 @@ class Shader:
 def write_shader(name: str, function: Any, features: Features) -> Shader:
     """The shader of a lowered device function. Unsupported, by its name, for what cannot be expressed."""
     try:
+        if any(kernel in name for kernel in _IN_STEP):
+            raise Unsupported("32 threads that run in step (TVM's running sum over the last axis)")
         return _write(name, function, Types(features))
     except Unsupported as error:
         raise Unsupported(f"kernel {name} needs {error}, which the Vulkan backend does not have") from None
@@ -134,6 +139,12 @@ def _kind(parameter: Any) -> int:
 
 def _enter(body: Statements, types: Types, references: References, parameter: Any, kind: int, text: str) -> None:
     if kind == POINTER:
+        scope = str(parameter.ty.storage_scope)
+        if scope == "local":
+            body.private.add(parameter.__chandle__())
+            return
+        if scope not in ("", "global"):
+            raise Unsupported(f"an argument in {scope} memory")
         pointed = parameter.ty.element_type
         element = scalar(str(pointed.dtype)) if hasattr(pointed, "dtype") else Scalar("uint8", "uint", 8)
         body.enter_buffer(parameter, GlobalBuffer(types, element, text, references))

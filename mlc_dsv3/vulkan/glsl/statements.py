@@ -27,6 +27,8 @@ class Statements(Expressions):
         self.shared_bytes = 0
         self.written: set[str] = set()  # addresses that are stored to
         self.barriers = False
+        # Arguments that stand for memory of each thread's own: TVM's scans allocate theirs outside of the kernel.
+        self.private: set[int] = set()
 
     def visit(self, statement: Any) -> None:
         """Append a statement."""
@@ -181,6 +183,11 @@ class Statements(Expressions):
     def _statement_DeclBuffer(self, statement: Any) -> None:
         element = scalar(str(statement.buffer.ty.dtype))
         data = statement.data
+        if data.__chandle__() in self.private:
+            self._statement_AllocBuffer(statement)
+            self.private.remove(data.__chandle__())
+            self.enter_buffer(data, self.buffer(statement.buffer))
+            return
         under = self.buffer(data)
         if isinstance(under, GlobalBuffer):
             view = GlobalBuffer(self.types, element, under.address, self.references)

@@ -241,15 +241,31 @@ void Device::open() {
   recorder_ = std::make_unique<Recorder>(*this);
 }
 
-void Device::check(VkResult result, const std::string& doing) const {
+std::string Device::where() const { return "Vulkan device " + std::to_string(index) + " (" + properties.name + ")"; }
+
+void Device::check(VkResult result, const std::string& doing) {
   if (result >= VK_SUCCESS) return;
-  std::string where = "Vulkan device " + std::to_string(index) + " (" + properties.name + ")";
+  if (result == VK_ERROR_DEVICE_LOST) lose(result, doing);
   if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_HOST_MEMORY)
-    TVM_FFI_THROW(MemoryError) << where << " has no memory left: " << doing;
-  if (result == VK_ERROR_DEVICE_LOST)
-    TVM_FFI_THROW(RuntimeError) << where << " was lost while " << doing
-                                << "; what it held is gone, and a new process is needed to use it again";
-  TVM_FFI_THROW(RuntimeError) << where << ": " << doing << " failed with " << result_name(result);
+    TVM_FFI_THROW(MemoryError) << where() << " has no memory left: " << doing
+                               << "; ask for less, or close what else uses it";
+  TVM_FFI_THROW(DeviceError) << where() << ": " << doing << " failed with " << result_name(result)
+                             << "; another version of its driver may do it";
+}
+
+void Device::check_commands(VkResult result, const std::string& doing) {
+  if (result < VK_SUCCESS) lose(result, doing);
+}
+
+void Device::lose(VkResult result, const std::string& doing) {
+  lost_ = where() + " was lost while " + doing + " (" + result_name(result) +
+          "); what it held is gone, and a new process is needed to use it again";
+  refuse_if_lost();
+  __builtin_unreachable();
+}
+
+void Device::refuse_if_lost() const {
+  if (!lost_.empty()) TVM_FFI_THROW(DeviceError) << lost_;
 }
 
 void Device::keep_pipelines_in(const std::string& folder) { pipelines_folder() = folder; }

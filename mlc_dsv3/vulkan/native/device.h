@@ -57,8 +57,13 @@ class Device {
   // Held by whoever records, allocates or submits.
   std::mutex lock;
 
-  // Throws, with `doing` and the device's name, unless `result` is a success.
-  void check(VkResult result, const std::string& doing) const;
+  // Throws MemoryError or DeviceError, with `doing` and the device's name, unless `result` is a success.
+  void check(VkResult result, const std::string& doing);
+  // The same where a failure leaves commands that never ran: what memory holds cannot be told, so that the device is lost
+  // whatever the driver calls it.
+  void check_commands(VkResult result, const std::string& doing);
+  // Throws DeviceError, with what was said when it happened, if the device was lost.
+  void refuse_if_lost() const;
   // Pipelines are kept between processes in this folder; set before a device is opened.
   static void keep_pipelines_in(const std::string& folder);
   // The name of this driver's file there, and what belongs into it; empty where there is nothing new.
@@ -70,6 +75,8 @@ class Device {
   Device(VkPhysicalDevice physical, uint32_t queue_family, Properties properties, int64_t index);
   void open();
   void open_pipeline_cache();
+  std::string where() const;
+  [[noreturn]] void lose(VkResult result, const std::string& doing);
 
   VkPhysicalDevice physical_;
   uint32_t queue_family_;
@@ -81,6 +88,7 @@ class Device {
   std::unique_ptr<Recorder> recorder_;
   std::once_flag opened_;
   bool pipelines_made_ = false;
+  std::string lost_;  // how the device was lost; empty while it is there
 };
 
 }  // namespace mlc_vulkan

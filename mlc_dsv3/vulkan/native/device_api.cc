@@ -107,6 +107,7 @@ class Api final : public tvm::runtime::DeviceAPI {
   void* AllocDataSpace(Device dev, size_t nbytes, size_t, DLDataType) final {
     VulkanDevice& device = VulkanDevice::at(dev.device_id);
     std::lock_guard<std::mutex> guard(device.lock);
+    device.refuse_if_lost();
     return reinterpret_cast<void*>(device.memory().allocate(nbytes));
   }
 
@@ -119,6 +120,7 @@ class Api final : public tvm::runtime::DeviceAPI {
   void StreamSync(Device dev, TVMStreamHandle) final {
     VulkanDevice& device = VulkanDevice::at(dev.device_id);
     std::lock_guard<std::mutex> guard(device.lock);
+    device.refuse_if_lost();
     device.recorder().finish();
   }
 
@@ -133,6 +135,7 @@ class Api final : public tvm::runtime::DeviceAPI {
                                 << "; go through the host";
     VulkanDevice& device = VulkanDevice::at(from_device ? dev_from.device_id : dev_to.device_id);
     std::lock_guard<std::mutex> guard(device.lock);
+    device.refuse_if_lost();
     Recorder& recorder = device.recorder();
     if (from_device && to_device) {
       recorder.copy(address_of(to, to_offset), address_of(from, from_offset), size);
@@ -188,6 +191,7 @@ ffi::Map<ffi::String, int64_t> statistics(int64_t index) {
 ffi::Array<ffi::Any> profile(int64_t index, bool on) {
   VulkanDevice& device = VulkanDevice::at(index);
   std::lock_guard<std::mutex> guard(device.lock);
+  device.refuse_if_lost();
   ffi::Array<ffi::Any> found;
   for (const Timing& timing : device.recorder().profile(on)) {
     found.push_back(ffi::String(timing.kernel));

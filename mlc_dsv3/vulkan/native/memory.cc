@@ -106,6 +106,8 @@ Block Memory::make_block(VkDeviceSize size, VkMemoryPropertyFlags required, VkMe
     for (uint32_t type = 0; type < types_.memoryTypeCount && result != VK_SUCCESS; type++) {
       has = types_.memoryTypes[type].propertyFlags;
       if (!(needs.memoryTypeBits >> type & 1) || (has & asked) != asked) continue;
+      // More than a heap holds may not even be asked for.
+      if (needs.size > types_.memoryHeaps[types_.memoryTypes[type].heapIndex].size) continue;
       info.memoryTypeIndex = type;
       result = vk.vkAllocateMemory(device_.handle(), &info, nullptr, &block.memory);
       if (result == VK_SUCCESS) break;

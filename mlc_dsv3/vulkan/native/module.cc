@@ -107,6 +107,7 @@ void call(const Kernel& kernel, ffi::PackedArgs args) {
 
   Device& device = Device::at(current_device());
   std::lock_guard<std::mutex> guard(device.lock);
+  device.refuse_if_lost();
   const Kernel::Pipeline& pipeline = kernel.pipeline(device);
   device.recorder().launch(kernel, pipeline.handle, pipeline.layout, block, read, written, grid);
 }

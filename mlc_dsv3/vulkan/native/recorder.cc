@@ -241,7 +241,7 @@ void Recorder::submit() {
   barrier_due_ = false;
   VkCommandBuffer batch = open_;
   open_ = VK_NULL_HANDLE;
-  device_.check(vk.vkEndCommandBuffer(batch), "ending a batch");
+  device_.check_commands(vk.vkEndCommandBuffer(batch), "ending a batch");
   uint64_t value = submitted_ + 1;
   VkTimelineSemaphoreSubmitInfo timeline{};
   timeline.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO;
@@ -254,7 +254,7 @@ void Recorder::submit() {
   info.pCommandBuffers = &batch;
   info.signalSemaphoreCount = 1;
   info.pSignalSemaphores = &timeline_;
-  device_.check(vk.vkQueueSubmit(device_.queue(), 1, &info, VK_NULL_HANDLE), "submitting a batch");
+  device_.check_commands(vk.vkQueueSubmit(device_.queue(), 1, &info, VK_NULL_HANDLE), "submitting a batch");
   submitted_ = value;
   statistics_.submissions++;
 }
@@ -266,7 +266,7 @@ void Recorder::wait(uint64_t batch) {
   info.semaphoreCount = 1;
   info.pSemaphores = &timeline_;
   info.pValues = &batch;
-  device_.check(device_.vk().vkWaitSemaphores(device_.handle(), &info, UINT64_MAX), "running kernels");
+  device_.check_commands(device_.vk().vkWaitSemaphores(device_.handle(), &info, UINT64_MAX), "running kernels");
   completed_ = batch;
 }
 
