@@ -27,12 +27,12 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
     each, each_group = -(-experts // threads), -(-groups // threads)
 
     @T.inline
-    def rank(values, count, e, place):
-        """place[0] = how many of the values come before number e: larger ones, and equal ones of a lower number."""
-        place[0] = 0
+    def rank(values, count, e, place, w):
+        """place[w] = how many of the values come before number e: larger ones, and equal ones of a lower number."""
+        place[w] = 0
         for j in T.serial(count):
             # TVM takes shared memory in a statement's value, but not in its condition.
-            place[0] = place[0] + T.if_then_else(
+            place[w] = place[w] + T.if_then_else(
                 T.Or(values[j] > values[e], T.And(values[j] == values[e], j < e)), 1, 0
             )
 
@@ -53,7 +53,7 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
         chosen = T.alloc_buffer((top_k,), "float32", scope="shared")
         total = T.alloc_buffer((2,), "float32", scope="local")
         best = T.alloc_buffer((2,), "float32", scope="local")
-        place = T.alloc_buffer((1,), "int32", scope="local")
+        place = T.alloc_buffer((max(each, each_group),), "int32", scope="local")
         for w in T.unroll(each):
             if w * threads + t < experts:
                 if sigmoid:
@@ -78,7 +78,7 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
                 choice[w * threads + t] = preference(w * threads + t, score, total[1], bias)
         T.evaluate(T.tvm_storage_sync("shared"))
         if chosen_groups < groups:
-            for w in T.serial(each_group):
+            for w in T.unroll(each_group):
                 if w * threads + t < groups:
                     best[0] = T.float32(_LOWEST)  # the best of the group
                     best[1] = T.float32(_LOWEST)  # the second best
@@ -87,10 +87,13 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
                         best[0] = T.max(best[0], choice[(w * threads + t) * size + e])
                     group[w * threads + t] = best[0] + best[1] if summed == 2 else best[0]
             T.evaluate(T.tvm_storage_sync("shared"))
-            for w in T.serial(each_group):
+            for w in T.unroll(each_group):
                 if w * threads + t < groups:
-                    rank(group, groups, w * threads + t, place)
-                    open_group[w * threads + t] = T.if_then_else(place[0] < chosen_groups, 1, 0)
+                    rank(group, groups, w * threads + t, place, w)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for w in T.unroll(each_group):
+                if w * threads + t < groups:
+                    open_group[w * threads + t] = T.if_then_else(place[w] < chosen_groups, 1, 0)
             T.evaluate(T.tvm_storage_sync("shared"))
             for w in T.unroll(each):
                 if w * threads + t < experts:
@@ -104,12 +107,15 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
         for w in T.unroll(each):
             if w * threads + t < experts:
                 if chosen_groups < groups:
-                    rank(left, experts, w * threads + t, place)
+                    rank(left, experts, w * threads + t, place, w)
                 else:
-                    rank(choice, experts, w * threads + t, place)
-                if place[0] < top_k:
-                    ids[place[0]] = w * threads + t
-                    chosen[place[0]] = scored(score[w * threads + t], total[1])
+                    rank(choice, experts, w * threads + t, place, w)
+        T.evaluate(T.tvm_storage_sync("shared"))  # TVM may give the chosen the memory of what they were chosen from
+        for w in T.unroll(each):
+            if w * threads + t < experts:
+                if place[w] < top_k:
+                    ids[place[w]] = w * threads + t
+                    chosen[place[w]] = scored(score[w * threads + t], total[1])
         T.evaluate(T.tvm_storage_sync("shared"))
         total[0] = T.float32(0)
         for s in T.serial(top_k):
