@@ -14,6 +14,7 @@ from on_device import needs_vulkan
 from mlc_dsv3.quantization import dequantize, quantize
 from relax_model.config import RouterConfig
 from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
 
 pytestmark = needs_vulkan
@@ -208,7 +209,13 @@ class World(Latents):
         self.set_expansion(exact)
 
     def absorbed(
-        self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, kv_a: np.ndarray, weight: np.ndarray
+        self,
+        q: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        kv_a: np.ndarray,
+        weight: np.ndarray,
+        tile: GpuTile = TILE,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The two kernels of the absorbed form: values, and the cache after them."""
         shape, rows, table = self.shape, len(q), self.table(positions)[0]
@@ -219,10 +226,11 @@ class World(Latents):
             [q, *self.arrays, *latents],
             ((rows, shape.heads, shape.latent_width), "float32"),
             changed=-1,
+            tile=tile,
         )
         inputs = [q_latent, *self.arrays, positions, sequences, self.page_table, cache]
         out = ((rows, shape.heads * shape.v), "float32")
-        return run_gpu("absorbed_values", (self.layout, shape), inputs, out)[0], cache
+        return run_gpu("absorbed_values", (self.layout, shape), inputs, out, tile=tile)[0], cache
 
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
@@ -271,3 +279,8 @@ def test_other_tiles() -> None:
         tile = dataclasses.replace(TILE, threads=threads, lanes=lanes, rows=rows)
         (found,) = run_gpu("linear", (layout, 70, 96, False), [x, *arrays], ((3, 70), "float32"), tile=tile)
         assert np.abs(found - x.astype(np.float64) @ exact.T).max() < 1e-4
+        world = World(SHAPES["float16 cache"], "q4f16_1", (70, 33))
+        some = (world.queries(3), np.array([69, 3, 32], np.int32), np.array([0, 0, 1], np.int32))
+        kv_a, weight = normal(3, world.shape.latent_width), normal(world.shape.kv_lora_rank)
+        values, world.cache = world.absorbed(*some, kv_a, weight, tile)
+        assert error(values, world.expected(*some)) < ATTENTION_TOLERANCE

@@ -3,7 +3,7 @@
     a part: a row's heads, `tile.heads` of them, over `tile.split` keys at fixed absolute positions
 
     key (keys, latent_width)    read from the pages once for all heads of a part, in shared memory
-    score (heads, keys)         a thread a (head, key)                              → running softmax
+    score (heads, keys)         a thread a (head, key) or a slice of its columns    → running softmax
     o (heads, kv_lora_rank)    += weights · key[:, :kv_lora_rank], in registers: a thread some columns of all heads
 
 Up to `tile.few` rows, parts of a row run side by side and are merged in the order of their keys (as in flash decoding,
@@ -24,6 +24,7 @@ from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
 _LOWEST = -3.0e38
+_RUN = 4  # neighbouring columns that are read at once
 _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
 
 
@@ -45,6 +46,11 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     passes = min(_PASSES, -(-shape.v // outputs))
     blocks_few, blocks_many = -(-shape.v // (outputs * passes)), -(-shape.v // outputs)
     one, several = few_rows(tile, rank, 1), few_rows(tile, rank, rows)
+    # An odd stride, so that the threads of several keys read different banks.
+    runs, stride = width // _RUN, width | 1
+    # Of a score, where there are more threads than scores.
+    slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
+    assert width % _RUN == 0
 
     @T.inline
     def attend(i, g, t, first, count, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
@@ -52,66 +58,67 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
 
         `out` (heads, columns) are a thread's columns of all heads' sums, `state` its own head's largest score and sum
         of weights."""
-        key = T.alloc_buffer((keys * width,), "float32", scope="shared")
-        score = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        key = T.alloc_buffer((keys * stride,), "float32", scope="shared")
+        score = T.alloc_buffer((slices * heads * keys,), "float32", scope="shared")
         weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+        total = T.alloc_buffer((keys,), "float32", scope="local")
+        run = T.alloc_buffer((_RUN,), "float32", scope="local")
         dot = T.alloc_buffer((1,), "float32", scope="local")
         for h in T.unroll(heads * columns):
             out[h] = T.float32(0)
         state[0] = T.float32(_LOWEST)
         state[1] = T.float32(0)
         for b in T.serial(count):
-            for w in T.serial(-(-keys * width // threads)):
-                if w * threads + t < keys * width:
-                    key[w * threads + t] = T.Cast(
-                        "float32",
-                        Cache[
-                            PageTable[
-                                Sequences[i],
-                                T.min(first + b * keys + (w * threads + t) // width, Positions[i]) // page,
-                            ],
-                            T.min(first + b * keys + (w * threads + t) // width, Positions[i]) % page,
-                            (w * threads + t) % width,
-                        ],
-                    )
-            T.evaluate(T.tvm_storage_sync("shared"))
-            for w in T.serial(-(-heads * keys // threads)):
-                if w * threads + t < heads * keys:
-                    dot[0] = T.float32(0)
-                    for c in T.serial(width):
-                        dot[0] = (
-                            dot[0]
-                            + Q[
-                                i,
-                                T.min(g * heads + (w * threads + t) // keys, shape.heads - 1),
-                                c,
-                            ]
-                            * key[(w * threads + t) % keys * width + c]
+            for w in T.serial(-(-keys * runs // threads)):
+                if w * threads + t < keys * runs:
+                    at = T.meta_var(T.min(first + b * keys + (w * threads + t) // runs, Positions[i]))
+                    for v in T.vectorized(_RUN):
+                        run[v] = T.Cast(
+                            "float32",
+                            Cache[PageTable[Sequences[i], at // page], at % page, (w * threads + t) % runs * _RUN + v],
                         )
-                    score[w * threads + t] = T.if_then_else(
-                        first + b * keys + (w * threads + t) % keys <= Positions[i],
-                        dot[0],
-                        T.float32(_LOWEST),
-                    )
+                    for v in T.unroll(_RUN):
+                        key[(w * threads + t) // runs * stride + (w * threads + t) % runs * _RUN + v] = run[v]
+            T.evaluate(T.tvm_storage_sync("shared"))
+            for w in T.unroll(-(-slices * heads * keys // threads)):
+                if w * threads + t < slices * heads * keys:
+                    part = T.meta_var((w * threads + t) // (heads * keys) * (runs // slices))
+                    dot[0] = T.float32(0)
+                    for c in T.serial(runs // slices):
+                        for v in T.vectorized(_RUN):
+                            run[v] = Q[
+                                i,
+                                T.min(g * heads + (w * threads + t) // keys % heads, shape.heads - 1),
+                                (part + c) * _RUN + v,
+                            ]
+                        for v in T.unroll(_RUN):
+                            dot[0] = dot[0] + run[v] * key[(w * threads + t) % keys * stride + (part + c) * _RUN + v]
+                    score[w * threads + t] = dot[0]
             T.evaluate(T.tvm_storage_sync("shared"))
             if t < heads:
                 dot[0] = state[0]
-                for j in T.serial(keys):
-                    dot[0] = T.max(dot[0], score[t * keys + j])
+                for j in T.unroll(keys):
+                    total[j] = score[t * keys + j]
+                    for p in T.unroll(slices - 1):
+                        total[j] = total[j] + score[((p + 1) * heads + t) * keys + j]
+                    total[j] = T.if_then_else(first + b * keys + j <= Positions[i], total[j], T.float32(_LOWEST))
+                    dot[0] = T.max(dot[0], total[j])
                 factor[t] = T.exp2(state[0] - dot[0])
                 state[1] = state[1] * T.exp2(state[0] - dot[0])
                 state[0] = dot[0]
-                for j in T.serial(keys):
-                    dot[0] = T.exp2(score[t * keys + j] - state[0])
-                    weight[t * keys + j] = dot[0]
-                    state[1] = state[1] + dot[0]
+                for j in T.unroll(keys):
+                    total[j] = T.exp2(total[j] - state[0])
+                    weight[t * keys + j] = total[j]
+                    state[1] = state[1] + total[j]
             T.evaluate(T.tvm_storage_sync("shared"))
             for u in T.unroll(columns):
                 if u * threads + t < rank:
+                    for j in T.unroll(keys):
+                        total[j] = key[j * stride + u * threads + t]
                     for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
                         dot[0] = out[h * columns + u] * factor[h]
-                        for j in T.serial(keys):
-                            dot[0] = dot[0] + weight[h * keys + j] * key[j * width + u * threads + t]
+                        for j in T.unroll(keys):
+                            dot[0] = dot[0] + weight[h * keys + j] * total[j]
                         out[h * columns + u] = dot[0]
             T.evaluate(T.tvm_storage_sync("shared"))
 

@@ -112,10 +112,9 @@ def chooser(router: RouterConfig, threads: int) -> Callable[..., Any]:
                     rank(choice, experts, w * threads + t, place, w)
         T.evaluate(T.tvm_storage_sync("shared"))  # TVM may give the chosen the memory of what they were chosen from
         for w in T.unroll(each):
-            if w * threads + t < experts:
-                if place[w] < top_k:
-                    ids[place[w]] = w * threads + t
-                    chosen[place[w]] = scored(score[w * threads + t], total[1])
+            if T.And(w * threads + t < experts, place[w] < top_k):
+                ids[place[w]] = w * threads + t
+                chosen[place[w]] = scored(score[w * threads + t], total[1])
         T.evaluate(T.tvm_storage_sync("shared"))
         total[0] = T.float32(0)
         for s in T.serial(top_k):
