@@ -32,6 +32,7 @@ from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, inverse_root
 SIDE = 64  # outputs that a block makes of many rows
 MANY_THREADS = 256
 _EACH = 4  # outputs of a thread
+_RUN = 4  # values that are read at once: what every device can
 
 
 def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> Callable[..., Any]:
@@ -133,8 +134,9 @@ def few_rows(
 def load(row, column, width, x):
     """Statement: WORD values x(column), … of a row of `width`; past the last column they are zero."""
     if width % WORD == 0:
-        for i in T.vectorized(WORD):
-            row[i] = x(column + i)
+        for i in T.unroll(WORD // _RUN):
+            for v in T.vectorized(_RUN):
+                row[i * _RUN + v] = x(column + i * _RUN + v)
     else:
         for i in T.unroll(WORD):
             row[i] = T.if_then_else(column + i < width, x(column + i), T.float32(0))

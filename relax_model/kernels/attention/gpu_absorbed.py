@@ -24,8 +24,14 @@ from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
 _LOWEST = -3.0e38
+_MOST_THREADS = 256
 _RUN = 4  # neighbouring columns that are read at once
 _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
+
+
+def _threads(shape: AttentionShape, tile: GpuTile) -> int:
+    """Threads of a block that attends: a thread sums two columns of its heads' latents, in registers, where it can."""
+    return min(_MOST_THREADS, max(tile.threads, 1 << (shape.kv_lora_rank // 2 - 1).bit_length()))
 
 
 @kernel("absorbed_values", "gpu")
@@ -37,9 +43,9 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     heads · v).
     """
     assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
-    rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.threads
+    rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, _threads(shape, tile)
     heads, keys, split = min(tile.heads, shape.heads), tile.keys, tile.split
-    groups, columns = -(-shape.heads // heads), -(-rank // threads)
+    groups, columns, merged = -(-shape.heads // heads), -(-rank // threads), -(-rank // tile.threads)
     steps, few, rows, outputs = split // keys, tile.few, tile.rows, tile.outputs
     assert heads <= threads, "a head's softmax is a thread's"
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (shape.heads * shape.expanded_width, rank))
@@ -51,6 +57,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     # Of a score, where there are more threads than scores.
     slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
     assert width % _RUN == 0
+    aligned = -(-rank // _RUN) * _RUN  # where the two numbers of a part stand, behind its sums
 
     @T.inline
     def attend(i, g, t, first, count, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
@@ -156,13 +163,13 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
         with T.sblock("root"):
             T.reads()
             T.writes()
-            # Few rows: of each part and head the largest score, the sum of weights, and the weighted sum; many rows:
+            # Few rows: of each part and head the weighted sum, the largest score, and the sum of weights; many rows:
             # the weighted means.
             Part = T.alloc_buffer(
                 (
                     T.if_then_else(n <= few, n * splits, n),
                     shape.heads,
-                    rank + 2,
+                    aligned + _RUN,
                 ),
                 "float32",
                 scope="global",
@@ -194,37 +201,37 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                                 )
                                 if s * split <= Positions[i]:
                                     if T.And(t < heads, g * heads + t < shape.heads):
-                                        Part[i * splits + s, g * heads + t, 0] = state[0]
-                                        Part[i * splits + s, g * heads + t, 1] = state[1]
+                                        Part[i * splits + s, g * heads + t, aligned] = state[0]
+                                        Part[i * splits + s, g * heads + t, aligned + 1] = state[1]
                                     for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
                                         if g * heads + h < shape.heads:
                                             for u in T.unroll(columns):
                                                 if u * threads + t < rank:
-                                                    Part[i * splits + s, g * heads + h, 2 + u * threads + t] = out[
+                                                    Part[i * splits + s, g * heads + h, u * threads + t] = out[
                                                         h * columns + u
                                                     ]
                 for b in T.thread_binding(shape.heads * blocks_few, "blockIdx.x"):
                     for i in T.thread_binding(n, "blockIdx.y"):
-                        for t in T.thread_binding(threads, "threadIdx.x"):
+                        for t in T.thread_binding(tile.threads, "threadIdx.x"):
                             latent = T.alloc_buffer((rank,), "float32", scope="shared")
                             whole = T.alloc_buffer((3,), "float32", scope="local")  # largest, sum of weights, sum
                             head, parts = T.meta_var(b // blocks_few), T.meta_var(Positions[i] // split + 1)
                             whole[0] = T.float32(_LOWEST)
                             for s in T.serial(parts):
-                                whole[0] = T.max(whole[0], Part[i * splits + s, head, 0])
+                                whole[0] = T.max(whole[0], Part[i * splits + s, head, aligned])
                             whole[1] = T.float32(0)
                             for s in T.serial(parts):
-                                whole[1] = whole[1] + Part[i * splits + s, head, 1] * T.exp2(
-                                    Part[i * splits + s, head, 0] - whole[0]
+                                whole[1] = whole[1] + Part[i * splits + s, head, aligned + 1] * T.exp2(
+                                    Part[i * splits + s, head, aligned] - whole[0]
                                 )
-                            for u in T.serial(columns):
-                                if u * threads + t < rank:
+                            for u in T.serial(merged):
+                                if u * tile.threads + t < rank:
                                     whole[2] = T.float32(0)
                                     for s in T.serial(parts):
-                                        whole[2] = whole[2] + Part[i * splits + s, head, 2 + u * threads + t] * T.exp2(
-                                            Part[i * splits + s, head, 0] - whole[0]
+                                        whole[2] = whole[2] + Part[i * splits + s, head, u * tile.threads + t] * T.exp2(
+                                            Part[i * splits + s, head, aligned] - whole[0]
                                         )
-                                    latent[u * threads + t] = whole[2] / whole[1]
+                                    latent[u * tile.threads + t] = whole[2] / whole[1]
                             T.evaluate(T.tvm_storage_sync("shared"))
                             for p in T.serial(passes):
                                 first = T.meta_var((b % blocks_few * passes + p) * outputs)
@@ -259,7 +266,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                                             Part[i, g * heads + h, u * threads + t] = out[h * columns + u] * factor[h]
                 for b in T.thread_binding(shape.heads * blocks_many, "blockIdx.x"):
                     for c in T.thread_binding((n + rows - 1) // rows, "blockIdx.y"):
-                        for t in T.thread_binding(threads, "threadIdx.x"):
+                        for t in T.thread_binding(tile.threads, "threadIdx.x"):
                             head, first = T.meta_var(b // blocks_many), T.meta_var(b % blocks_many * outputs)
 
                             @T.inline
