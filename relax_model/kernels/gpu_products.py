@@ -14,7 +14,7 @@ are one of a gate and one of an up projection. A result's sum runs in an order f
 
 Both are statements of
 
-    fetch(values, o, k)     values[0 … 8) = columns k … k + 8 of the W row of the block's output o
+    fetch(values, o, k)     columns k … k + 8 of the W row of the block's output o are values[0 … 8) · values[8]
     x(r, k)                 a value of row r of the block's rows, within bounds
     norm(k)                 the norm's weight; not asked for without `eps`
     store(r, o, sums)       take result o of row r from sums[0], or with `gated` from sums[0] and sums[1]
@@ -42,7 +42,7 @@ def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> 
     span, columns = lanes * WORD, -(-width // WORD) * WORD
 
     @T.inline
-    def take(column, values, row, total, squares, fetch, t, x, norm):
+    def take(column, values, row, dot, total, squares, fetch, t, x, norm):
         fetch(values, t // lanes, column)
         if normed:
             load(row, column, width, norm)
@@ -50,22 +50,25 @@ def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> 
                 values[i] = values[i] * row[i]
         for r in T.unroll(count):
             load(row, column, width, lambda k: x(r, k))
+            dot[0] = T.float32(0)
             for i in T.unroll(WORD):
-                total[r] = total[r] + values[i] * row[i]
+                dot[0] = dot[0] + values[i] * row[i]
+            total[r] = total[r] + dot[0] * values[WORD]
             if normed:
                 for i in T.unroll(WORD):
                     squares[r] = squares[r] + row[i] * row[i]
 
     @T.inline
     def accumulate(t, fetch, x, norm, total, squares):
-        values = T.alloc_buffer((WORD,), "float32", scope="local")
+        values = T.alloc_buffer((WORD + 1,), "float32", scope="local")
+        dot = T.alloc_buffer((1,), "float32", scope="local")
         row = T.alloc_buffer((WORD,), "float32", scope="local")
         for s in T.serial(-(-columns // span)):
             if columns % span == 0:
-                take(s * span + t % lanes * WORD, values, row, total, squares, fetch, t, x, norm)
+                take(s * span + t % lanes * WORD, values, row, dot, total, squares, fetch, t, x, norm)
             else:
                 if s * span + t % lanes * WORD < columns:
-                    take(s * span + t % lanes * WORD, values, row, total, squares, fetch, t, x, norm)
+                    take(s * span + t % lanes * WORD, values, row, dot, total, squares, fetch, t, x, norm)
 
     return accumulate
 
@@ -157,7 +160,7 @@ def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: b
         right = T.alloc_buffer((GROUP * pad,), "float32", scope="shared")
         square_part = T.alloc_buffer((MANY_THREADS,), "float32", scope="shared")
         total = T.alloc_buffer((rows_each * _EACH,), "float32", scope="local")
-        values = T.alloc_buffer((WORD,), "float32", scope="local")
+        values = T.alloc_buffer((WORD + 1,), "float32", scope="local")
         value = T.alloc_buffer((2,), "float32", scope="local")  # of x, and the sum of squares
         sums = T.alloc_buffer((3,), "float32", scope="local")
         value[1] = T.float32(0)
@@ -167,7 +170,7 @@ def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: b
             fetch(values, t // 4, c * GROUP + t % 4 * WORD)
             T.evaluate(T.tvm_storage_sync("shared"))
             for i in T.unroll(WORD):
-                right[(t % 4 * WORD + i) * pad + t // 4] = values[i]
+                right[(t % 4 * WORD + i) * pad + t // 4] = values[i] * values[WORD]
             for i in T.unroll(width_each):
                 value[0] = (
                     x(t // by_row, c * GROUP + t % by_row * width_each + i)

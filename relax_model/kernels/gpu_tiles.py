@@ -59,11 +59,12 @@ class Matrix:
         return code * T.Cast("float32", self._scale[row, column // GROUP])
 
     def run(self, row: Any, start: Any) -> list[Any]:
-        """WORD values from column `start` on, a multiple of WORD; past the last column they are zero."""
+        """WORD values from column `start` on, a multiple of WORD, and what they are all to be multiplied with; past the
+        last column they are zero."""
         row = self._row(row)
         if isinstance(self._layout, FloatLayout):
             whole = self._columns % GROUP == 0
-            return [
+            values = [
                 _as_float32(self._layout, self._data[row, start + i])
                 if whole
                 else T.if_then_else(
@@ -71,18 +72,34 @@ class Matrix:
                 )
                 for i in range(WORD)
             ]
+            return [*values, T.float32(1)]
         codes = self._layout.codes_per_word
-        scale = T.Cast("float32", self._scale[row, start // GROUP])
-        return [
-            _code(self._layout, self._data[row, (start + i // codes * codes) // codes], i % codes) * scale
+        values = [
+            _code_in_place(self._layout, self._data[row, (start + i // codes * codes) // codes], i % codes)
             for i in range(WORD)
         ]
+        return [*values, T.Cast("float32", self._scale[row, start // GROUP])]
+
+
+# The float32 2²³: an integer in the low bits of its mantissa is added to it. Devices convert integers at a fraction of
+# the speed at which they add.
+_MAGIC = 0x4B000000
 
 
 def _code(layout: GroupLayout, word: Any, place: Any) -> Any:
-    shift = T.uint32(place * layout.bits) if isinstance(place, int) else T.Cast("uint32", place * layout.bits)
-    code = T.bitwise_and(T.shift_right(word, shift), T.uint32(2**layout.bits - 1))
-    return T.Cast("float32", T.Cast("int32", code) - layout.zero)
+    code = T.bitwise_and(T.shift_right(word, T.Cast("uint32", place * layout.bits)), T.uint32(2**layout.bits - 1))
+    return T.reinterpret("float32", T.bitwise_or(code, T.uint32(_MAGIC))) - T.float32(2**23 + layout.zero)
+
+
+def _code_in_place(layout: GroupLayout, word: Any, place: int) -> Any:
+    """A code without a shift of its own: in the lower or upper half of the word it stands 2^shift times too high, and
+    what it is multiplied and reduced by is exact."""
+    half = layout.codes_per_word // 2
+    shift = place % half * layout.bits
+    word = T.shift_right(word, T.uint32(16)) if place >= half else word
+    code = T.bitwise_and(word, T.uint32((2**layout.bits - 1) << shift))
+    raised = T.reinterpret("float32", T.bitwise_or(code, T.uint32(_MAGIC)))
+    return raised * T.float32(2.0**-shift) - T.float32(2.0 ** (23 - shift) + layout.zero)
 
 
 def _as_float32(layout: FloatLayout, value: Any) -> Any:
@@ -93,7 +110,7 @@ def _as_float32(layout: FloatLayout, value: Any) -> Any:
 
 @T.inline
 def fill(buffer, values):
-    """Statement: WORD values into a buffer."""
+    """Statement: what `Matrix.run` gives into a buffer of WORD + 1."""
     buffer[0] = values[0]
     buffer[1] = values[1]
     buffer[2] = values[2]
@@ -102,6 +119,7 @@ def fill(buffer, values):
     buffer[5] = values[5]
     buffer[6] = values[6]
     buffer[7] = values[7]
+    buffer[8] = values[8]
 
 
 def silu(x: Any) -> Any:
