@@ -89,7 +89,7 @@ class Graph:
         builder: BlockBuilder,
         config: ModelConfig,
         options: BuildOptions,
-        packed: Var,
+        packed: Var | None,  # None: a function without parameters
         observe: Observer | None = None,
     ) -> None:
         self.builder, self.config, self.options = builder, config, options

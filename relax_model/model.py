@@ -3,6 +3,7 @@
     step             tokens → logits of the wanted rows and all rows' hidden states; attention absorbed
     prefill          (with `prefill_block`) the same for one whole block of a prompt; attention expanded
     draft            (with MTP) next tokens and hidden states → logits of the token after next, and hidden states
+    sample           (on GPUs) logits → tokens
 
 The latent caches come in as one tuple of tensors and are appended to in place; everything else is returned.
 """
@@ -19,8 +20,10 @@ from tvm.relax import BlockBuilder, Expr, Var
 from relax_model.attention import attention
 from relax_model.config import ModelConfig
 from relax_model.graph import BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
+from relax_model.kernels import registry
 from relax_model.layout import cache_width
 from relax_model.moe import mlp, moe
+from relax_model.sampling import CHUNK, WORDS
 from relax_model.step import Step
 
 
@@ -42,12 +45,19 @@ def build_module(
         _export_step(builder, config, options, watching("prefill"), expanded=True)
     if "draft" in exported:
         _export_draft(builder, config, options, watching("draft"))
+    if "sample" in exported:
+        _export_sample(builder, config, options, watching("sample"))
     return builder.finalize()
 
 
 def exported_functions(config: ModelConfig, options: BuildOptions) -> tuple[str, ...]:
     """The names of the functions that a library has, but for `_metadata`."""
-    wanted = {"step": True, "prefill": options.prefill_block > 0, "draft": config.num_nextn_predict_layers > 0}
+    wanted = {
+        "step": True,
+        "prefill": options.prefill_block > 0,
+        "draft": config.num_nextn_predict_layers > 0,
+        "sample": registry.offers("sample", options.family),
+    }
     return tuple(name for name, there in wanted.items() if there)
 
 
@@ -136,6 +146,22 @@ def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOpti
             hidden = _last_norm(graph, f"{prefix}.shared_head.norm.weight", x)
             outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
             result = builder.emit_output(outputs)
+        builder.emit_func_output(result)
+
+
+def _export_sample(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None) -> None:
+    """logits float32 (wanted, vocab_size), words int32 (sampled, WORDS) → tokens int32 (sampled,); what the words say
+    stands in `relax_model.sampling`."""
+    wanted, sampled = tirx.Var("wanted", "int64"), tirx.Var("sampled", "int64")
+    logits = relax.Var("logits", tensor((wanted, config.vocab_size)))
+    words = relax.Var("words", tensor((sampled, WORDS), "int32"))
+    with builder.function("sample", [logits, words], attrs={"tir_var_upper_bound": {"sampled": options.max_rows}}):
+        with builder.dataflow():
+            graph = Graph(builder, config, options, None, observe)
+            chunks = -(-config.vocab_size // CHUNK)
+            types = [tensor((sampled,), "int32"), tensor((sampled, chunks), "int64")]
+            tokens = graph.call("sample", (config.vocab_size,), [logits, words], types)[0]
+            result = builder.emit_output(tokens)
         builder.emit_func_output(result)
 
 

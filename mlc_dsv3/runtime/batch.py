@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +25,20 @@ class Batch:
     expanded: bool = False
 
 
-@dataclass(frozen=True)
 class StepOutput:
-    """Results of a step; the next step may overwrite the arrays."""
+    """Results of a step, which stay where they were computed until somebody reads them; the next step may overwrite the
+    arrays."""
 
-    logits: np.ndarray  # float32 (wanted, vocab_size)
-    hidden: np.ndarray  # float32 (rows, hidden_size), after the final norm
+    def __init__(self, logits: Any, hidden: Any, read: Callable[[Any], np.ndarray] = np.asarray) -> None:
+        """`read` brings a tensor to the host, once what computes it has run."""
+        self.logits_tensor, self._hidden_tensor, self._read = logits, hidden, read
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """float32 (wanted, vocab_size)."""
+        return self._read(self.logits_tensor)
+
+    @cached_property
+    def hidden(self) -> np.ndarray:
+        """float32 (rows, hidden_size), after the final norm."""
+        return self._read(self._hidden_tensor)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.batch import Batch
+from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
 from mlc_dsv3.runtime.forms import AttentionForms
-from mlc_dsv3.runtime.sampler import sample, token_logprob
+from mlc_dsv3.runtime.sampler import Draw, token_logprob
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.scheduler import Plan, Scheduler, Work
 from mlc_dsv3.runtime.sequence import Sequence, TextStream
@@ -103,9 +103,11 @@ class Engine:
         if plan is None:
             return []
         decoded = sum(work.sequence.decoding for work in plan.works)
-        ready, logits = self._run(plan)
+        ready, output = self._run(plan)
         # Whatever can fail comes before the first change, so that a failed step leaves the books as they were.
-        chosen = [_choose(sequence, row) for sequence, row in zip(ready, logits, strict=True)]
+        draws = [_draw(row, sequence) for row, sequence in enumerate(ready)]
+        tokens = self._model.sample(output, draws)
+        chosen = [(token, _logprobs(draw, token, output)) for draw, token in zip(draws, tokens, strict=True)]
         for work in plan.works:
             self._scheduler.advance(work)
         updates = [self._accept(sequence, *choice) for sequence, choice in zip(ready, chosen, strict=True)]
@@ -156,15 +158,15 @@ class Engine:
             if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
                 raise UserError(f"{where} has token id {token!r}; the vocabulary has ids from 0 to {vocab_size - 1}")
 
-    def _run(self, plan: Plan) -> tuple[list[Sequence], np.ndarray]:
-        """Compute a plan; returns the sequences whose last token it computed, with a row of logits for each."""
+    def _run(self, plan: Plan) -> tuple[list[Sequence], StepOutput]:
+        """Compute a plan; returns the sequences whose last token it computed, in the order of their rows of logits."""
         ends = np.cumsum([work.stop - work.start for work in plan.works])
         complete = [work.stop == len(work.sequence.tokens) for work in plan.works]
         # The model wants at least one row to be wanted, even where nobody reads it.
         wanted = ends[complete] - 1 if any(complete) else ends[-1:] - 1
         output = self._model.step(_batch(plan.works, wanted, plan.expanded))
         ready = [work.sequence for work, done in zip(plan.works, complete, strict=True) if done]
-        return ready, output.logits[: len(ready)]
+        return ready, output
 
     def _accept(self, sequence: Sequence, token: int, logprobs: list[TokenLogprob] | None) -> Update:
         """Add a token to a sequence and see whether it ends there."""
@@ -198,11 +200,15 @@ class Engine:
         self.stats.preemptions = self._scheduler.preemptions
 
 
-def _choose(sequence: Sequence, logits: np.ndarray) -> tuple[int, list[TokenLogprob] | None]:
-    """The next token of a sequence from its logits (vocab_size,), and its logprobs where they are wanted."""
-    params = sequence.params
-    token = sample(logits, params, sequence.history, sequence.seed, len(sequence.tokens))
-    return token, None if params.logprobs is None else [token_logprob(logits, token, params.logprobs)]
+def _draw(row: int, sequence: Sequence) -> Draw:
+    """How the next token of a sequence is chosen from a row of logits."""
+    return Draw(row, sequence.params, sequence.history, sequence.seed, len(sequence.tokens))
+
+
+def _logprobs(draw: Draw, token: int, output: StepOutput) -> list[TokenLogprob] | None:
+    """A token's logprobs where they are wanted."""
+    wanted = draw.params.logprobs
+    return None if wanted is None else [token_logprob(output.logits[draw.row], token, wanted)]
 
 
 def _update(

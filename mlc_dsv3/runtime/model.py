@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.virtual_machine import configure_threads, thread_count, usable_cores
 from mlc_dsv3.weights import Artifact
 from relax_model.config import ModelConfig
@@ -86,6 +87,22 @@ class CompiledModel:
             raise UserError("this model has no multi-token prediction layer")
         return self._run("draft", (batch.tokens, "int32"), (hidden, "float32"), batch=batch)
 
+    def sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
+        """The token of each draw from a step's output, once the step has run; no row has two draws.
+
+        A device that can chooses by itself for requests that do not need the logits, so that only ids come back.
+        RuntimeError where logits are not finite.
+        """
+        there = [draw for draw in draws if "sample" in self._functions and not draw.params.needs_logits]
+        tokens: dict[int, int] = {}
+        if there:
+            words = self._memory.pass_in(np.stack([draw.words() for draw in there]), "int32")
+            ids = self._memory.read(self._functions["sample"](output.logits_tensor, words))
+            tokens = {draw.row: draw.from_device(int(token)) for draw, token in zip(there, ids, strict=True)}
+        else:
+            self._memory.wait()
+        return [tokens[draw.row] if draw.row in tokens else draw.from_logits(output.logits) for draw in draws]
+
     def _run(self, function: str, *first: tuple[np.ndarray, str], batch: Batch) -> StepOutput:
         assert self._caches is not None, "allocate_cache comes before the first step"
         assert 0 < len(batch.tokens) <= self.metadata.max_rows
@@ -93,7 +110,7 @@ class CompiledModel:
         where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
         inputs = [self._memory.pass_in(*each) for each in (*first, *((array, "int32") for array in where))]
         logits, hidden = self._functions[function](*inputs, self._caches, self._parameters)
-        return StepOutput(self._memory.read(logits), self._memory.read(hidden))
+        return StepOutput(logits, hidden, self._memory.read)
 
 
 def set_threads(threads: int | None) -> int:

@@ -1,17 +1,20 @@
 """From a row of logits to a token: penalties, filters and the draw, as `SamplingParams` describes them.
 
-Works on the few candidates that survive the filters and never sorts a vocabulary unless the distribution is flat.
+Works on the few candidates that survive the filters and never sorts a vocabulary unless the distribution is flat. A GPU
+chooses by itself, in the same order and with the same random number (`relax_model/kernels/sampling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from mlc_dsv3.runtime.completion import TokenLogprob
 from mlc_dsv3.runtime.sampling import SamplingParams
+from relax_model.sampling import sampling_words
 
 _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 _BLOCK = 512
@@ -41,6 +44,40 @@ class TokenHistory:
         return np.fromiter(self._counts, np.int64, size), np.fromiter(self._counts.values(), np.float32, size)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A token to choose: for `position`, from a row of a step's logits."""
+
+    row: int
+    params: SamplingParams
+    history: TokenHistory | None  # may be None where `params.penalises` is false
+    seed: int
+    position: int
+
+    def from_logits(self, logits: np.ndarray) -> int:
+        """The token, by the host, from a step's logits (wanted, vocab_size)."""
+        return sample(logits[self.row], self.params, self.history, self.seed, self.position)
+
+    def words(self) -> np.ndarray:
+        """What a device is told: int32 (WORDS,)."""
+        assert not self.params.needs_logits
+        params, number = self.params, uniform(self.seed, self.position)
+        return sampling_words(
+            self.row,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            number=number,
+        )
+
+    def from_device(self, token: int) -> int:
+        """The token that a device chose, which is negative where there was none to choose."""
+        if token < 0:
+            raise _not_finite(self.position)
+        return token
+
+
 def sample(logits: np.ndarray, params: SamplingParams, history: TokenHistory | None, seed: int, position: int) -> int:
     """The token for `position` from float32 `logits` (vocab_size,), which stay as they are.
 
@@ -49,7 +86,7 @@ def sample(logits: np.ndarray, params: SamplingParams, history: TokenHistory | N
     scores = _adjusted(logits, params, history)
     likeliest = int(np.argmax(scores))  # the first NaN, if there is one
     if not np.isfinite(scores[likeliest]):
-        raise RuntimeError(f"the model's logits at position {position - 1} are not finite")
+        raise _not_finite(position)
     if params.temperature == 0:
         return likeliest
     with np.errstate(over="ignore", under="ignore"):
@@ -74,6 +111,10 @@ def token_logprob(logits: np.ndarray, token: int, alternatives: int) -> TokenLog
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that hangs on nothing but `seed` (below 2**64) and `position`: Philox (Salmon et al. 2011)."""
     return (int(np.random.Philox(key=seed, counter=position).random_raw()) >> 11) * 2.0**-53
+
+
+def _not_finite(position: int) -> RuntimeError:
+    return RuntimeError(f"the model's logits at position {position - 1} are not finite")
 
 
 def _adjusted(logits: np.ndarray, params: SamplingParams, history: TokenHistory | None) -> np.ndarray:

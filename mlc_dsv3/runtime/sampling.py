@@ -82,6 +82,11 @@ class SamplingParams:
         """Whether the tokens so far change the choice of the next."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the host has to see the logits: to change them, or to report them."""
+        return self.penalises or bool(self.logit_bias) or self.logprobs is not None
+
 
 def _number(name: str, value: object, least: float | None, most: float | None, *, above: bool = False) -> None:
     """`least` itself is out of range where `above` is set."""

@@ -47,6 +47,7 @@ _FOLDERS = {
     "expert_down": "moe",
     "combine_experts": "moe",
     "experts": "moe",
+    "sample": "sampling",
 }
 _BUILDERS: dict[tuple[str, str], Builder] = {}
 
@@ -61,6 +62,12 @@ def kernel(operator: str, family: str) -> Callable[[_B], _B]:
         return builder
 
     return enter
+
+
+def offers(operator: str, family: str) -> bool:
+    """Whether the operator has a kernel for this family."""
+    _load(operator, family)
+    return (operator, family) in _BUILDERS
 
 
 def operators() -> tuple[str, ...]:
@@ -99,13 +106,17 @@ def _phrase(name: str, value: object) -> str:
 
 
 def _builder(operator: str, family: str) -> Builder:
-    folder = f"relax_model.kernels.{_FOLDERS[operator]}"
-    if importlib.util.find_spec(f"{folder}.{family}") is not None:
-        importlib.import_module(f"{folder}.{family}")
+    _load(operator, family)
     if (operator, family) not in _BUILDERS:
         known = sorted(name for known_operator, name in _BUILDERS if known_operator == operator)
         raise KeyError(f"operator {operator} has no kernel for {family!r}; loaded families: {', '.join(known)}")
     return _BUILDERS[operator, family]
+
+
+def _load(operator: str, family: str) -> None:
+    folder = f"relax_model.kernels.{_FOLDERS[operator]}"
+    if importlib.util.find_spec(f"{folder}.{family}") is not None:
+        importlib.import_module(f"{folder}.{family}")
 
 
 @contextmanager

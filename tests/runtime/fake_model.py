@@ -15,6 +15,7 @@ import numpy as np
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.capacity import available_memory
 from mlc_dsv3.runtime.engine import Engine
+from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
 
 VOCAB = 256
@@ -60,6 +61,9 @@ class FakeModel:
         self.cache[pages, batch.positions % size, 1] = batch.expanded
         logits = np.stack([self._logits(self._read(batch, row)) for row in batch.wanted])
         return StepOutput(logits, np.zeros((rows, 1), np.float32))
+
+    def sample(self, output: StepOutput, draws: list[Draw]) -> list[int]:
+        return [draw.from_logits(output.logits) for draw in draws]
 
     def reference(self, tokens: list[int], prompt_length: int) -> np.ndarray:
         """The logits (vocab_size,) after `tokens`, from the rule for the forms instead of a cache."""

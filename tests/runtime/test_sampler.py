@@ -1,42 +1,15 @@
-"""Sampling against an oracle that is written for plainness: float64, full sorts, one rule after the other."""
+"""Sampling against an oracle that is written for plainness."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden.sampling import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_dsv3.runtime.sampler import TokenHistory, sample, token_logprob, uniform
 from mlc_dsv3.runtime.sampling import SamplingParams
-
-
-def oracle(logits: np.ndarray, params: SamplingParams, prompt: list[int], output: list[int]) -> np.ndarray:
-    """The probability of each token, float64 (vocab_size,)."""
-    scores = [float(value) for value in logits]
-    for token, bias in params.logit_bias.items():
-        scores[token] += bias
-    for token in set(prompt) | set(output):
-        factor = params.repetition_penalty
-        scores[token] = scores[token] / factor if scores[token] > 0 else scores[token] * factor
-    for token in set(output):
-        scores[token] -= params.frequency_penalty * output.count(token) + params.presence_penalty
-    if params.temperature == 0:
-        return np.eye(len(scores))[scores.index(max(scores))]
-    weights = np.exp((np.array(scores) - max(scores)) / params.temperature)
-    alive = weights >= params.min_p * weights.max()
-    ranked = [token for token in sorted(range(len(scores)), key=lambda token: (-weights[token], token)) if alive[token]]
-    if params.top_k > 0:
-        ranked = ranked[: params.top_k]
-    total, mass, kept = sum(weights[ranked]), 0.0, []
-    for token in ranked:
-        kept.append(token)
-        mass += weights[token]
-        if mass >= params.top_p * total:
-            break
-    probabilities = np.zeros(len(scores))
-    probabilities[kept] = weights[kept]
-    return probabilities / probabilities.sum()
 
 
 def history(prompt: list[int], output: list[int]) -> TokenHistory:
@@ -46,9 +19,11 @@ def history(prompt: list[int], output: list[int]) -> TokenHistory:
     return seen
 
 
-def assert_follows_the_oracle(logits: np.ndarray, params: SamplingParams, prompt: list[int], output: list[int]) -> None:
+def assert_follows_the_probabilities(
+    logits: np.ndarray, params: SamplingParams, prompt: list[int], output: list[int]
+) -> None:
     """The token that is drawn is where the oracle's running sum passes the same random number, up to float32."""
-    running = np.concatenate(([0.0], np.cumsum(oracle(logits, params, prompt, output))))
+    running = np.concatenate(([0.0], np.cumsum(probabilities(logits, params, prompt, output))))
     before = logits.copy()
     seen = history(prompt, output)
     for position in range(40):
@@ -106,7 +81,7 @@ def test_each_parameter_does_what_it_says(options: dict, vocab_size: int) -> Non
         logits = generator.normal(0, 3, vocab_size).astype(np.float32)
         prompt = generator.integers(0, 11, 6).tolist()
         output = generator.integers(0, 11, 9).tolist()
-        assert_follows_the_oracle(logits, SamplingParams(**options), prompt, output)
+        assert_follows_the_probabilities(logits, SamplingParams(**options), prompt, output)
 
 
 @settings(max_examples=150, deadline=None)
@@ -122,7 +97,7 @@ def test_filters_agree_with_the_oracle_on_ties(
     quarters: list[int], temperature: float, top_p: float, top_k: int, min_p: float
 ) -> None:
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-    assert_follows_the_oracle(np.array(quarters, np.float32) / 4, params, [], [])
+    assert_follows_the_probabilities(np.array(quarters, np.float32) / 4, params, [], [])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 3.0, 30.0])
@@ -144,7 +119,7 @@ def test_draws_have_the_distribution_that_was_asked_for() -> None:
     logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5, -2.0, 1.5, -30.0], np.float32)
     for options in ({}, {"temperature": 0.7, "top_k": 5}, {"temperature": 1.8, "top_p": 0.9}):
         params = SamplingParams(**options)
-        expected = oracle(logits, params, [], []) * 4_000
+        expected = probabilities(logits, params, [], []) * 4_000
         drawn = [sample(logits, params, None, seed, position) for seed in range(40) for position in range(100)]
         counts = np.bincount(drawn, minlength=len(logits))
         likely = expected > 5
