@@ -34,7 +34,7 @@ def attention(graph: Graph, prefix: str, x: Activation, residual: Expr, cache: E
     shape = attention_shape(graph)
     q, kv_a = _projections(graph, prefix, x)
     append = [kv_a, *graph.parameter(f"{prefix}.kv_a_layernorm.weight"), step.rope_table, *step.where, cache]
-    if graph.fuses:
+    if graph.fuses and not step.expanded:
         o, cache = _absorbed_with_append(graph, prefix, shape, q, append, step)
     else:
         cache = graph.call_inplace("latent_append", (shape, _INNER_EPS), append, place=len(append) - 1)

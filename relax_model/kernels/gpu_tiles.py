@@ -22,7 +22,7 @@ GROUP = 32  # columns that share a scale
 class GpuTile:
     """Tuned values: `threads` of a block; of a product of up to `rows` rows `lanes` threads share an output; above
     `few` rows it is made in squares. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a
-    block `split` of them."""
+    block `split` of them; expanded, its keys and values take up to `scratch` bytes at a time."""
 
     threads: int
     lanes: int
@@ -31,6 +31,7 @@ class GpuTile:
     heads: int
     keys: int
     split: int
+    scratch: int
 
     @property
     def outputs(self) -> int:

@@ -93,20 +93,21 @@ class Latents:
         shape = self.shape
         _, angles = self.table(positions)
         out = np.zeros((len(q), shape.heads, shape.kv_lora_rank if absorbed else shape.v))
-        for row, (position, sequence) in enumerate(zip(positions, sequences, strict=True)):
-            cached = self.latents(sequence, position + 1)
+        for sequence in np.unique(sequences):
+            rows = np.flatnonzero(sequences == sequence)
+            cached = self.latents(sequence, positions[rows].max() + 1)
             latent, k_pe = cached[:, : shape.kv_lora_rank], cached[:, shape.kv_lora_rank :]
             latent = in_eight_bits(latent) if rounded else latent
-            for head in range(shape.heads):
-                query = q[row].reshape(shape.heads, -1)[head].astype(np.float64)
-                q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
-                keys, values = latent @ self.kv_b[head, : shape.nope].T, latent @ self.kv_b[head, shape.nope :].T
-                if absorbed:
-                    keys, values = latent, latent
-                    q_nope = absorbed_in_eight_bits(q_nope[None], self.kv_b[head, : shape.nope])[0]
-                scores = (keys @ q_nope + k_pe @ q_pe) * shape.scale
-                weights = np.exp(scores - scores.max())
-                out[row, head] = weights / weights.sum() @ values
+            for head, (w_uk, w_uv) in enumerate(np.split(kv_b, [shape.nope]) for kv_b in self.kv_b):
+                keys, values = (latent, latent) if absorbed else (latent @ w_uk.T, latent @ w_uv.T)
+                for row in rows:
+                    query, seen = q[row].reshape(shape.heads, -1)[head].astype(np.float64), positions[row] + 1
+                    q_nope, q_pe = query[: shape.nope], rotate(query[shape.nope :], angles[row], shape.interleaved)
+                    if absorbed:
+                        q_nope = absorbed_in_eight_bits(q_nope[None], w_uk)[0]
+                    scores = (keys[:seen] @ q_nope + k_pe[:seen] @ q_pe) * shape.scale
+                    weights = np.exp(scores - scores.max())
+                    out[row, head] = weights / weights.sum() @ values[:seen]
         return out if absorbed else out.reshape(len(q), -1)
 
     def queries(self, rows: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from on_device import device, target
 from relax_model.kernels import registry
 from relax_model.kernels.gpu_tiles import GpuTile
 
-TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32)
+TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32, scratch=2**20)
 
 
 @cache

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tvm
 from golden.latents import Latents, cached_values, rotate
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
-from on_device import needs_vulkan
+from on_device import device, needs_vulkan
 
 from mlc_dsv3.quantization import dequantize, quantize
 from relax_model.config import RouterConfig
@@ -199,6 +200,11 @@ SHAPES = {
 }
 
 
+def leave_nan_behind() -> None:
+    """Fill memory that the next kernel may be given for itself."""
+    tvm.runtime.tensor(np.full(2**20, np.nan, np.float32), device())
+
+
 class World(Latents):
     """Latents beside a stored `kv_b_proj`, and the GPU's kernels that attend to them."""
 
@@ -232,6 +238,13 @@ class World(Latents):
         out = ((rows, shape.heads * shape.v), "float32")
         return run_gpu("absorbed_values", (self.layout, shape), inputs, out, tile=tile)[0], cache
 
+    def expanded(self, q: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tile: GpuTile = TILE) -> np.ndarray:
+        """The kernel of the expanded form: values."""
+        inputs = [q, self.table(positions)[0], *self.arrays, positions, sequences, self.page_table, self.cache]
+        out = ((len(q), self.shape.heads * self.shape.v), "float32")
+        leave_nan_behind()
+        return run_gpu("expanded_attention", (self.layout, self.shape, 512), inputs, out, tile=tile)[0]
+
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
 @pytest.mark.parametrize("name", SHAPES)
@@ -251,6 +264,48 @@ def test_absorbed_attention(name: str, quantization: str) -> None:
             for row in range(rows):
                 alone = world.absorbed(*(part[row : row + 1] for part in some[:-1]), weight)[0]
                 assert np.array_equal(alone[0], found[row]), row
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_latents_are_appended(name: str) -> None:
+    world = World(SHAPES[name], "q0f32", (150, 33))
+    positions, sequences = np.array([0, 149, 7, 32, 31], np.int32), np.array([0, 0, 1, 1, 1], np.int32)
+    kv_a, before = normal(5, world.shape.latent_width), world.cache
+    weight = RANDOM.random(world.shape.kv_lora_rank, np.float32) + 0.5
+    inputs = [kv_a, weight, world.table(positions)[0], positions, sequences, world.page_table, world.cache]
+    (world.cache,) = run_gpu("latent_append", (world.shape, EPS), inputs, changed=-1)
+    check_appended(world, before, positions, sequences, kv_a, weight)
+
+
+BLOCKS = [(0, 1), (0, 70), (100, 66), (63, 65)]  # first position and rows
+EXPANDED = {**SHAPES, "the widest": AttentionShape(1, 64, 192, 64, 256, True, 0.06, 16, "float32")}
+# Keys and values are rounded to the cache's dtype.
+EXPANDED_TOLERANCE = {"float32": ATTENTION_TOLERANCE, "float16": 1e-2}
+
+
+@pytest.mark.parametrize(("name", "quantization"), [("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)])
+def test_expanded_attention(name: str, quantization: str) -> None:
+    world = World(EXPANDED[name], quantization, (20, 170))
+    tolerance = EXPANDED_TOLERANCE[world.shape.cache_dtype]
+    q = world.queries(170)
+    found = {}
+    for first, rows in BLOCKS:
+        positions, sequences = np.arange(first, first + rows, dtype=np.int32), np.ones(rows, np.int32)
+        block = q[first : first + rows]
+        found[first, rows] = world.expanded(block, positions, sequences)
+        assert error(found[first, rows], world.expected(block, positions, sequences)) < tolerance, (first, rows)
+    # A row's bits do not depend on where its block begins.
+    assert np.array_equal(found[0, 1][0], found[0, 70][0])
+    assert np.array_equal(found[0, 70][63:], found[63, 65][:7])
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_heads_are_expanded_in_groups_where_memory_is_short(together: int) -> None:
+    world, rows = World(SHAPES["odd heads"], "q4f16_1", (70, 20)), 70
+    positions, sequences, q = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32), world.queries(rows)
+    of_head = world.page_table.shape[1] * world.shape.page_size * world.shape.expanded_width * 4
+    tile = dataclasses.replace(TILE, scratch=together * of_head)
+    assert np.array_equal(world.expanded(q, positions, sequences, tile), world.expanded(q, positions, sequences))
 
 
 def check_appended(

@@ -19,7 +19,7 @@ from relax_model.model import build_module
 pytestmark = pytest.mark.skipif(native.not_built() is not None, reason=str(native.not_built()))
 SHAPES = {path.stem: path for path in (Path(__file__).parents[1] / "shapes").glob("*.json")}
 # Where threads share memory; products differ in nothing but their loops.
-SHARING = ("experts", "absorb_append", "absorbed_values")
+SHARING = ("experts", "absorb_append", "absorbed_values", "expanded_attention")
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from relax_model.kernels.attention import gpu_absorbed, gpu_queries
+from relax_model.kernels.attention import gpu_absorbed, gpu_append, gpu_expanded, gpu_queries
 
-__all__ = ["gpu_absorbed", "gpu_queries"]
+__all__ = ["gpu_absorbed", "gpu_append", "gpu_expanded", "gpu_queries"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.gpu_append import appender
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, inverse_root
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.gpu import rotator
 from relax_model.layout import Layout
@@ -25,12 +26,11 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
     (kv_lora_rank,), rotary table (rows, rope), positions and sequences int32 (rows,), page_table int32 (sequences,
     pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows, heads, latent_width).
     """
-    assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
     rank, heads, threads, rows, page = shape.kv_lora_rank, shape.heads, tile.threads, tile.rows, shape.page_size
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
     blocks, pairs = -(-rank // threads), shape.rope // 2
     rotate_query = rotator(shape.rope, shape.interleaved, shape.score_factor)
-    rotate = rotator(shape.rope, shape.interleaved, dtype=shape.cache_dtype)
+    square, put = appender(shape, eps, threads)
 
     @T.prim_func(private=True, s_tir=True)
     def absorb_append_gpu(
@@ -76,11 +76,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                                         b // blocks * shape.query_width + (w * threads + t) % shape.nope,
                                     ]
                         else:
-                            factor[0] = T.float32(0)
-                            for w in T.serial(-(-rank // threads)):
-                                if T.And(w * threads + t < rank, own < n):
-                                    factor[0] = factor[0] + KvA[own, w * threads + t] * KvA[own, w * threads + t]
-                            squares[t] = factor[0]
+                            square(t, own, n, KvA, squares)
                         T.evaluate(T.tvm_storage_sync("shared"))
                         if b < heads * blocks:
                             if b % blocks * threads + t < rank:
@@ -112,33 +108,16 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                                             lambda e: (c * rows + (w * threads + t) // pairs, b // blocks, rank + e),
                                         )
                         else:
-                            factor[0] = T.float32(0)
-                            for s in T.serial(threads):
-                                factor[0] = factor[0] + squares[s]
-                            factor[0] = inverse_root(factor[0], rank, eps)
-                            for w in T.serial(-(-rank // threads)):
-                                if T.And(w * threads + t < rank, own < n):
-                                    Cache[
-                                        PageTable[Sequences[own], Positions[own] // page],
-                                        Positions[own] % page,
-                                        w * threads + t,
-                                    ] = T.Cast(
-                                        shape.cache_dtype,
-                                        KvA[own, w * threads + t] * factor[0] * weight[w * threads + t],
-                                    )
-                            for w in T.serial(-(-pairs // threads)):
-                                if T.And(w * threads + t < pairs, own < n):
-                                    rotate(
-                                        lambda e: KvA[own, rank + e],
-                                        Table,
-                                        own,
-                                        w * threads + t,
-                                        Cache,
-                                        lambda e: (
-                                            PageTable[Sequences[own], Positions[own] // page],
-                                            Positions[own] % page,
-                                            rank + e,
-                                        ),
-                                    )
+                            put(
+                                t,
+                                own,
+                                n,
+                                KvA,
+                                weight,
+                                squares,
+                                Table,
+                                lambda k: (PageTable[Sequences[own], Positions[own] // page], Positions[own] % page, k),
+                                Cache,
+                            )
 
     return without(absorb_append_gpu, *scale_names(layout))
