@@ -19,6 +19,8 @@ from mlc_dsv3.errors import UserError
 FORMAT_VERSION = 1
 # Kernels of a family are in files that begin with its name; one family's do not bear on another's times.
 _FAMILIES = {"cpu", "gpu", "cuda"}
+# It finds kernels and is none: a new operator does not bear on the others' times.
+_NO_KERNELS = {"registry"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def kernels_version(target: CompileTarget) -> str:
 
     digest = hashlib.sha256(f"{sorted(PINS.items())}{target.tuned}".encode())
     for source in sorted((Path(relax_model.__file__).parent / "kernels").rglob("*.py")):
-        if source.stem.partition("_")[0] in _FAMILIES - {target.family}:
+        if source.stem in _NO_KERNELS or source.stem.partition("_")[0] in _FAMILIES - {target.family}:
             continue
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
