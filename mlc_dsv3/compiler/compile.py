@@ -47,8 +47,7 @@ def compile_model(
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)
     find_linker()
-    if target.device == "vulkan":
-        _check_vulkan()
+    check_backend(target)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"Compiling for {target.level}", total=4) as advance:
@@ -97,7 +96,10 @@ def build_options(
     )
 
 
-def _check_vulkan() -> None:
+def check_backend(target: CompileTarget) -> None:
+    """UserError where what TVM does not bring for a target is not there."""
+    if target.device != "vulkan":
+        return
     from mlc_dsv3.vulkan import native, spirv
 
     if reason := native.not_built():
