@@ -38,7 +38,8 @@ class BuildOptions:
 class KernelCall:
     """A call that a function makes: the operator, what its kernel is built with, and the types that go in and come out.
 
-    `matrix` is the logical shape of the matrix, where the kernel itself serves every shape.
+    `matrix` is the logical shape of the matrix, where the kernel itself serves every shape. A kernel without a tile of
+    its own is built with a neighbour's.
     """
 
     operator: str
@@ -47,6 +48,7 @@ class KernelCall:
     matrix: tuple[int, ...] | None
     inputs: tuple[relax.TensorType, ...]
     outputs: tuple[relax.TensorType, ...]
+    has_own_tile: bool = True
 
     @property
     def key(self) -> str:
@@ -164,11 +166,11 @@ class Graph:
         matrix: tuple[int, ...] | None,
         tile: CpuTile | GpuTile | None,
     ) -> GlobalVar:
-        tile = tile or self.tile_of(operator, arguments, matrix)
         family = self.options.family
         if self._observe:
             types = tuple(value.ty for value in inputs)
-            self._observe(KernelCall(operator, family, tuple(arguments), matrix, types, tuple(outputs)))
+            self._observe(KernelCall(operator, family, tuple(arguments), matrix, types, tuple(outputs), tile is None))
+        tile = tile or self.tile_of(operator, arguments, matrix)
         return self.builder.add_func(registry.build(operator, family, *arguments, tile=tile), operator)
 
     @property

@@ -50,9 +50,9 @@ def required_quantization(name: str | None, device: str | None = None) -> str:
     if name is None:
         raise UserError(f"--quantization is required; known: {', '.join(QUANTIZATIONS)}")
     if device is not None:
-        from mlc_dsv3.compiler.targets import resolve_target
+        from mlc_dsv3.compiler.targets import stored_as
 
-        name = resolve_target(device).stored_as(name)
+        name = stored_as(device, name)
     layout_of(name.removesuffix("+mlc"))
     return name.removesuffix("+mlc")
 

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization(parser, default="required, except for an artifact, which states its own")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="target; `mlc_dsv3 devices` lists them (cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="LIB", help="default: ./<name>-<quantization>-<device>.so")
-    parser.add_argument("--target-cpu", metavar="NAME", help="processor level, as x86-64-avx2 (this machine's best)")
+    parser.add_argument(
+        "--level", metavar="NAME", help="of processor or GPU, as x86-64-avx2 or discrete-32 (this machine's)"
+    )
     parser.add_argument("--context-window", type=int, metavar="N", help="longest context in tokens (the model's own)")
     add_cache_dtype(parser)
     add_ignore_config_field(parser)
@@ -38,7 +40,7 @@ def run(parsed: argparse.Namespace) -> None:
             quantization,
             parsed.device,
             output,
-            target_cpu=parsed.target_cpu,
+            level=parsed.level,
             context_window=parsed.context_window,
             cache_dtype=parsed.cache_dtype,
         )

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare this verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="a config.json, or the folder of a checkpoint or an artifact")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a config.json, or the folder of a checkpoint or an artifact (the demo model)",
+    )
     add_quantization(parser, default="the artifact's own, or the target's default")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="target; `mlc_dsv3 devices` lists them (cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the device cpu; default: one for each core")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -44,8 +49,10 @@ def run(parsed: argparse.Namespace) -> None:
     """Measure, write the record, and print what was gained."""
     from mlc_dsv3.cli.arguments import read_model, required_quantization
     from mlc_dsv3.compiler.targets import resolve_target
+    from mlc_dsv3.demo import checkpoint_path
 
-    source, target = read_model(parsed.model, parsed.ignore_config_field), resolve_target(parsed.device)
+    model = parsed.model or str(checkpoint_path())
+    source, target = read_model(model, parsed.ignore_config_field), resolve_target(parsed.device)
     chosen = parsed.quantization or source.quantization or target.default("quantization")
     quantization = required_quantization(chosen, parsed.device)
 

@@ -30,24 +30,24 @@ def compile_model(
     device: str,
     output: Path,
     *,
-    target_cpu: str | None = None,
+    level: str | None = None,
     context_window: int | None = None,
     cache_dtype: str | None = None,
 ) -> Path:
     """Compile `config` for `device` and write the library to `output`, under a temporary name until it is whole.
 
-    `context_window` in tokens is the longest sequence that the runtime accepts (default: the model's own);
-    `cache_dtype` is the latent cache's (default: the target's for this quantization). Raises UserError for an unknown
-    device, quantization or dtype, a context over the model's, or a machine that cannot link.
+    `level` is one of the target's (default: what fits this machine). `context_window` in tokens is the longest sequence
+    that the runtime accepts (default: the model's own); `cache_dtype` is the latent cache's (default: the target's for
+    this quantization). Raises UserError for an unknown device, level, quantization or dtype, a context over the
+    model's, or a machine that cannot link.
     """
-    target = resolve_target(device, target_cpu, cache_dtype)
+    target = resolve_target(device, level, cache_dtype)
     window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)
     find_linker()
-    if target.device == "vulkan":
-        _check_vulkan()
+    check_backend(target)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"Compiling for {target.level}", total=4) as advance:
@@ -96,7 +96,10 @@ def build_options(
     )
 
 
-def _check_vulkan() -> None:
+def check_backend(target: CompileTarget) -> None:
+    """UserError where what TVM does not bring for a target is not there."""
+    if target.device != "vulkan":
+        return
     from mlc_dsv3.vulkan import native, spirv
 
     if reason := native.not_built():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlc_dsv3.compiler.link import find_linker
-from mlc_dsv3.compiler.targets import device_names, resolve_target
+from mlc_dsv3.compiler.targets import device_names, level_of_gpu, read_description, resolve_target
 from mlc_dsv3.errors import UserError
 
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """One device: `reason` says which processor level is used, or what is missing."""
+    """One device: `reason` says which level is used, or what is missing."""
 
     name: str
     can_compile: bool
@@ -54,10 +54,9 @@ def _vulkan_status() -> DeviceStatus:
     reason = native.missing()
     found = [] if reason else native.devices()
     usable = [device for device in found if not device["lacking"]]
-    reasons += [f"{device['name']} ({device['type']})" for device in usable]
+    levels = read_description("vulkan")["level"]
+    reasons += [f"{device['name']} ({level_of_gpu(levels, device)['name']})" for device in usable]
     reasons += [f"{device['name']} lacks {device['lacking']}" for device in found if device["lacking"]]
     if not found:
-        reasons.append(
-            reason or "there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)"
-        )
+        reasons.append(reason or native.NO_DEVICE)
     return DeviceStatus("vulkan", can_compile, bool(usable), "; ".join(reasons))

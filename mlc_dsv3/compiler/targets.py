@@ -1,4 +1,4 @@
-"""Targets as `build/*.toml` describes them, matched with a processor: the only reader of that folder."""
+"""Targets as `build/*.toml` describes them, matched with a processor or a GPU: the only reader of that folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "
 
 @dataclass(frozen=True)
 class CompileTarget:
-    """A device to compile for, down to the processor's features."""
+    """A device to compile for, down to the processor's features or the kind of GPU: `level`."""
 
     device: str
     family: str
@@ -33,7 +33,6 @@ class CompileTarget:
     tuned: tuple[tuple[str, int], ...]
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
-    layouts: tuple[tuple[str, str], ...]
     chosen_cache: str | None = None
 
     def default(self, name: str) -> Any:
@@ -41,15 +40,8 @@ class CompileTarget:
         return dict(self.defaults)[name]
 
     def stored_as(self, quantization: str) -> str:
-        """The quantization with the layout that this target reads fastest, or with the one that its name states.
-
-        `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`. UserError
-        for a layout that its kernels do not read.
-        """
-        stored = dict(self.layouts).get(quantization, quantization.removesuffix("+mlc"))
-        if "+" in stored and stored not in dict(self.layouts).values():
-            raise UserError(f"kernels of device {self.device} read no weights stored as {stored}")
-        return stored
+        """See `stored_as`, below."""
+        return stored_as(self.device, quantization)
 
     def cache_dtype(self, quantization: str) -> str:
         """The latent cache's dtype: the one that was asked for, or what suits weights of this quantization."""
@@ -67,54 +59,73 @@ def device_names() -> tuple[str, ...]:
 
 @cache
 def read_description(device: str) -> dict[str, Any]:
-    """A device's TOML file; UserError lists the known devices."""
+    """A device's TOML file ("auto" is the CPU); UserError lists the known devices."""
+    device = "cpu" if device == "auto" else device
     path = build_folder() / f"{device}.toml"
     if not path.is_file():
         raise UserError(f"device {device!r} is unknown; known: {', '.join(device_names())}")
     return tomllib.loads(path.read_text())
 
 
-def resolve_target(
-    device: str = "auto", target_cpu: str | None = None, cache_dtype: str | None = None
-) -> CompileTarget:
-    """The target for `device` ("auto" is the CPU), at the processor level `target_cpu` or the best one this host has.
+def stored_as(device: str, quantization: str) -> str:
+    """The quantization with the layout that a device reads fastest, or with the one that its name states.
+
+    `q4f16_1+vnni16` states one, and `q4f16_1+mlc` mlc-llm's own, which is stored as plain `q4f16_1`. UserError
+    for a layout that the device's kernels do not read.
+    """
+    description = read_description(device)
+    layouts = description["layouts"]
+    stored = layouts.get(quantization, quantization.removesuffix("+mlc"))
+    if "+" in stored and stored not in layouts.values():
+        raise UserError(f"kernels of device {description['target']['name']} read no weights stored as {stored}")
+    return stored
+
+
+def resolve_target(device: str = "auto", level: str | None = None, cache_dtype: str | None = None) -> CompileTarget:
+    """The target for `device` ("auto" is the CPU), at `level` or at the one that fits this machine.
 
     `cache_dtype` is the latent cache's, for any quantization. Raises UserError for an unknown device, level or dtype,
-    and for a processor below every level.
+    for a processor below every level, and for a GPU that is not there.
     """
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise UserError(f"cache dtype {cache_dtype!r} is unknown; known: {', '.join(CACHE_DTYPES)}")
-    description = read_description("cpu" if device == "auto" else device)
+    description = read_description(device)
     family, dtypes = description["target"]["family"], description["cache_dtype"]
     if cache_dtype is not None and family != "cpu" and cache_dtype not in dtypes.values():
         known = ", ".join(sorted(set(dtypes.values())))
         raise UserError(f"device {device} has no cache in {cache_dtype}; it has {known}")
-    level = _level(description["level"], target_cpu)
+    levels = description["level"]
+    found = _named(levels, level) if level else {"cpu": _of_processor, "gpu": _of_gpu}[family](levels)
     return CompileTarget(
         device=description["target"]["name"],
         family=family,
-        level=level["name"],
-        arch=host_arch() if level["arch"] == "host" else level["arch"],
-        features=tuple(level["features"]),
+        level=found["name"],
+        # The host's part of a GPU's library is for the machine that compiles it.
+        arch=found.get("arch", host_arch()),
+        features=tuple(found.get("features", ())),
         tvm=tuple(description["target"]["tvm"].items()),
-        tuned=tuple(level["tuned"].items()),
+        tuned=tuple(found["tuned"].items()),
         defaults=tuple(description["defaults"].items()),
         cache_dtypes=tuple(dtypes.items()),
-        layouts=tuple(description["layouts"].items()),
         chosen_cache=cache_dtype,
     )
 
 
-def _level(levels: list[dict[str, Any]], target_cpu: str | None) -> dict[str, Any]:
-    if target_cpu is not None:
-        for level in levels:
-            if level["name"] == target_cpu:
-                return level
-        known = ", ".join(level["name"] for level in levels)
-        raise UserError(f"--target-cpu {target_cpu!r} is unknown; known: {known}")
+def _named(levels: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    for level in levels:
+        if level["name"] == name:
+            return level
+    raise UserError(f"--level {name!r} is unknown; known: {_names(levels)}")
+
+
+def _names(levels: list[dict[str, Any]]) -> str:
+    return ", ".join(level["name"] for level in levels)
+
+
+def _of_processor(levels: list[dict[str, Any]]) -> dict[str, Any]:
     arch, has = host_arch(), host_features()
     for level in levels:
-        if level["arch"] in (arch, "host") and not set(level["features"]) - has:
+        if level["arch"] == arch and not set(level["features"]) - has:
             return level
     wanted = next((level for level in reversed(levels) if level["arch"] == arch), None)
     if wanted is None:
@@ -125,6 +136,30 @@ def _level(levels: list[dict[str, Any]], target_cpu: str | None) -> dict[str, An
 
 def _supported(levels: list[dict[str, Any]]) -> list[str]:
     return sorted({level["arch"] for level in levels})
+
+
+def _of_gpu(levels: list[dict[str, Any]]) -> dict[str, Any]:
+    from mlc_dsv3.runtime.virtual_machine import load_runtime
+    from mlc_dsv3.vulkan import native
+
+    load_runtime()
+    try:
+        return level_of_gpu(levels, native.first_device())
+    except UserError as error:
+        if native.not_built():
+            raise
+        raise UserError(
+            f"{error}; to compile for another machine's, name its kind with --level: {_names(levels)}"
+        ) from None
+
+
+def level_of_gpu(levels: list[dict[str, Any]], device: dict[str, Any]) -> dict[str, Any]:
+    """The first level that fits a device, by the type and subgroup size that `vulkan.native.devices` says it has."""
+    return next(
+        level
+        for level in levels
+        if device["type"] in level["types"] and device["subgroup_size"] <= level["widest_subgroup"]
+    )
 
 
 def host_arch() -> str:

@@ -16,8 +16,22 @@ from mlc_dsv3.compiler.tuning_record import TunedKernel, kernels_version, read_r
 from mlc_dsv3.errors import UserError, warn
 from mlc_dsv3.folders import data_folder
 from relax_model.errors import ConfigError
-from relax_model.kernels.cpu_choices import choices
-from relax_model.layout import layout_of
+from relax_model.kernels import cpu_choices, gpu_choices
+from relax_model.kernels.cpu_choices import Choices
+from relax_model.layout import Layout, layout_of
+
+
+def choices(operator: str, family: str, layout: Layout | None) -> Choices:
+    """Field of the family's tile → values to try for `operator`, beside weights in `layout` where it has any; nothing
+    where there is nothing to tune."""
+    if family != "cpu":
+        return gpu_choices.choices(operator)
+    return cpu_choices.choices(operator, layout) if layout else {}
+
+
+def is_possible(family: str, tile: Mapping[str, int]) -> bool:
+    """Whether a family's kernels can be made with a tile of these fields."""
+    return family == "cpu" or gpu_choices.is_possible(tile)
 
 
 def user_record(target: CompileTarget) -> Path:
@@ -63,7 +77,7 @@ def tuned_text(target: CompileTarget, quantization: str) -> str:
             kernels = read_record(path).kernels
         except UserError:
             continue
-        found |= {each.kernel: dict(each.tile) for each in kernels if f"layout={quantization}" in each.kernel.split()}
+        found |= {each.kernel: dict(each.tile) for each in kernels if _layout(each.kernel) in (None, quantization)}
     return json.dumps({kernel: tile for kernel, tile in found.items() if tile}, sort_keys=True)
 
 
@@ -82,18 +96,26 @@ def _fitting(path: Path, target: CompileTarget) -> dict[str, dict[str, int]]:
     if record.kernels_version != kernels_version(target):
         warn(f"tuning record {path} is for another version of the kernels and is ignored; mlc_dsv3 tune renews it")
         return {}
-    unknown = [each.kernel.partition(" ")[0] for each in record.kernels if not _is_known(each)]
+    known = [each for each in record.kernels if _is_known(each, target)]
+    unknown = [each.kernel.partition(" ")[0] for each in record.kernels if each not in known]
     if unknown:
         warn(f"tuning record {path} has unknown choices, for {', '.join(sorted(set(unknown)))}; they are ignored")
-    return {each.kernel: dict(each.tile) for each in record.kernels if _is_known(each)}
+    return {each.kernel: dict(each.tile) for each in known}
 
 
-def _is_known(tuned: TunedKernel) -> bool:
+def _is_known(tuned: TunedKernel, target: CompileTarget) -> bool:
     """Whether all that was chosen is what `tune` may choose for this operator."""
-    operator, *words = tuned.kernel.split()
+    named = _layout(tuned.kernel)
     try:
-        layout = layout_of(next((word.removeprefix("layout=") for word in words if word.startswith("layout=")), ""))
+        layout = layout_of(named) if named else None
     except ConfigError:
         return False
-    known = choices(operator, layout)
-    return bool(known) and all(value in known.get(name, ()) for name, value in tuned.tile.items())
+    known = choices(tuned.kernel.partition(" ")[0], target.family, layout)
+    if not known or any(value not in known.get(name, ()) for name, value in tuned.tile.items()):
+        return False
+    return is_possible(target.family, {**dict(target.tuned), **tuned.tile})
+
+
+def _layout(kernel: str) -> str | None:
+    """The layout of the weights that a kernel reads, by its key; None where it reads none."""
+    return next((word.removeprefix("layout=") for word in kernel.split() if word.startswith("layout=")), None)

@@ -1,4 +1,4 @@
-"""A tuning record: measured tile choices for one processor level, as JSON."""
+"""A tuning record: measured tile choices for one level of processor or GPU, as JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class TunedKernel:
 
 @dataclass(frozen=True)
 class TuningRecord:
-    """All that was tuned for a processor level. `processor` and `threads` are for people to read."""
+    """All that was tuned for a level. For people to read: `processor` is that or the GPU by name, and `threads` are the
+    CPU's, 0 on a GPU."""
 
     kernels_version: str
     device: str
@@ -72,13 +73,21 @@ class TuningRecord:
 
 
 def kernels_version(target: CompileTarget) -> str:
-    """SHA-256 (hex) of what measured times depend on: the family's kernels but for comments, the default tile, TVM."""
+    """SHA-256 (hex) of what measured times depend on: the family's kernels but for comments, the default tile, TVM, and
+    for GPUs our own making of shaders."""
+    import mlc_dsv3.vulkan
     import relax_model
 
+    kernels, shaders = Path(relax_model.__file__).parent / "kernels", Path(mlc_dsv3.vulkan.__file__).parent / "glsl"
+    others = _FAMILIES - {target.family}
+    sources = [
+        source
+        for source in kernels.rglob("*.py")
+        if source.stem not in _NO_KERNELS and source.stem.partition("_")[0] not in others
+    ]
+    sources += shaders.glob("*.py") if target.family == "gpu" else []
     digest = hashlib.sha256(f"{sorted(PINS.items())}{target.tuned}".encode())
-    for source in sorted((Path(relax_model.__file__).parent / "kernels").rglob("*.py")):
-        if source.stem in _NO_KERNELS or source.stem.partition("_")[0] in _FAMILIES - {target.family}:
-            continue
+    for source in sorted(sources):
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.capacity import available_memory
@@ -97,7 +96,9 @@ class DeviceMemory:
         import tvm_ffi
 
         if device == "vulkan":
-            _check_vulkan()
+            from mlc_dsv3.vulkan import native
+
+            native.first_device()
         self._device = tvm_ffi.device(device, 0)
         self._device_name = device
         self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -158,15 +159,3 @@ class DeviceMemory:
         device, held = native.devices()[0], native.statistics()["reserved"]
         free = device["memory"] - held
         return free if device["type"] == "discrete" else min(free, available_memory())
-
-
-def _check_vulkan() -> None:
-    from mlc_dsv3.vulkan import native
-
-    if reason := native.missing():
-        raise UserError(reason)
-    devices = native.devices()
-    if not devices:
-        raise UserError("there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)")
-    if lacking := devices[0]["lacking"]:
-        raise UserError(f"the Vulkan device {devices[0]['name']} lacks {lacking}")

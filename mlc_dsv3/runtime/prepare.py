@@ -123,7 +123,7 @@ def cached_library(config: ModelConfig, quantization: str, name: str, target: Co
     from mlc_dsv3.compiler import compile_model
 
     started = time.perf_counter()
-    compile_model(config, quantization, target.device, output, cache_dtype=target.chosen_cache)
+    compile_model(config, quantization, target.device, output, level=target.level, cache_dtype=target.chosen_cache)
     _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
     return output, True
 

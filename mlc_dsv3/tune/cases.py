@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from relax_model.kernels.cpu_choices import Choices, choices
+from mlc_dsv3.compiler.tuned import Choices, choices
 
 if TYPE_CHECKING:
     from relax_model.config import ModelConfig
     from relax_model.graph import BuildOptions, KernelCall
 
 DEPTH = 4096  # cached tokens, where the context window has room for them
-_REGIMES = {"step": "decode", "draft": "decode", "prefill": "prefill"}
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,23 @@ class KernelCases:
 
 
 def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases]:
-    """All that can be tuned of a model. Prefill is one block, decode one row, both behind `DEPTH` tokens."""
+    """All that can be tuned of a model. Prefill is one block, decode one row, both behind `DEPTH` tokens.
+
+    Where prefill has no function of its own, it is as many rows as a step has at most.
+    """
     from relax_model.model import build_module
 
     counts: Counter[tuple[str, str]] = Counter()
     calls: dict[str, KernelCall] = {}
 
+    regimes = {"step": ["decode"], "draft": ["decode"], "prefill": ["prefill"]}
+    if not options.prefill_block:
+        regimes["step"].append("prefill")
+
     def note(function: str, call: KernelCall) -> None:
-        if choices(call.operator, options.layout):
+        if call.has_own_tile and choices(call.operator, call.family, options.layout):
             calls[call.key] = call
-            counts[call.key, _REGIMES[function]] += 1
+            counts.update((call.key, regime) for regime in regimes[function])
 
     build_module(config, options, note)
     found: dict[tuple[object, ...], KernelCases] = {}
@@ -68,7 +74,7 @@ def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases
             if counts[key, regime] and (regime == "decode" or _has_rows(call) or not counts[key, "decode"]):
                 case.workloads[regime] = Workload(sizes, counts[key, regime])
         kernel = (call.operator, *call.arguments)
-        tunable = choices(call.operator, options.layout)
+        tunable = choices(call.operator, call.family, options.layout)
         found.setdefault(kernel, KernelCases(call.operator, call.family, call.arguments, tunable, []))
         found[kernel].cases.append(case)
     return list(found.values())
@@ -76,7 +82,7 @@ def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases
 
 def _sizes(config: ModelConfig, options: BuildOptions) -> dict[str, dict[str, int]]:
     found = {}
-    for regime, most in (("decode", 1), ("prefill", options.prefill_block)):
+    for regime, most in (("decode", 1), ("prefill", options.prefill_block or options.max_rows)):
         rows = min(most, config.max_position_embeddings)
         depth = min(DEPTH, config.max_position_embeddings - rows)
         pages = -(-(depth + rows) // options.page_size)

@@ -4,60 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc_dsv3.runtime.aligned import aligned_zeros
+from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.tune.cases import Workload, shape_of
+from mlc_dsv3.tune.device import TuneDevice
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
     from relax_model.graph import KernelCall
 
-_LEAST_COLD = 64 << 20
 _MOST_COPIES = 128
 _BLOCK = 1 << 18  # random values, which are repeated: drawing them takes longer than any kernel
 
 
-def cold_bytes() -> int:
-    """Bytes after which nothing is left in a cache: twice the last level's, and at least 64 MiB."""
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    largest = max((int(size[:-1]) << 10 for size in sizes if size[:-1].isdigit() and size.endswith("K")), default=0)
-    return max(_LEAST_COLD, 2 * largest)
-
-
-def arguments(func: PrimFunc, call: KernelCall, regime: str, workload: Workload) -> list[list[Any]]:
-    """Lists of a call's tensors, outputs included; a pass over all of them is what is timed.
+def arguments(func: PrimFunc, call: KernelCall, regime: str, workload: Workload, device: TuneDevice) -> list[list[Any]]:
+    """Lists of a call's tensors in the device's memory, outputs included; a pass over all of them is what is timed.
 
     A regime with many rows has one list: it is bound by arithmetic. Of experts no more are chosen than come to
     `cold_bytes`, by proportionally fewer rows.
     """
-    names = [str(parameter.name).lower() for parameter in func.params]
-    cold = cold_bytes()
+    names = [str(parameter.name).lower() for parameter in func.params[: len(call.inputs)]]
     if "starts" in names:
-        return _routed(names, call, regime, workload, cold)
+        return _routed(names, call, regime, workload, device)
+    if call.operator == "experts":
+        return _choosing(names, call, regime, workload, device)
     nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _types(call.inputs, workload.sizes))
-    copies = min(_MOST_COPIES, -(-cold // nbytes)) if regime == "decode" else 1
-    return [_tensors(names, call, workload.sizes, {}) for _ in range(copies)]
+    copies = min(_MOST_COPIES, -(-device.cold_bytes // nbytes)) if regime == "decode" else 1
+    outputs = _outputs(call, workload.sizes, device)
+    return [_inputs(names, call, workload.sizes, {}, device) + outputs for _ in range(copies)]
 
 
-def _routed(names: list[str], call: KernelCall, regime: str, workload: Workload, cold: int) -> list[list[Any]]:
+def _routed(names: list[str], call: KernelCall, regime: str, workload: Workload, device: TuneDevice) -> list[list[Any]]:
     """The weights of all experts once, and rows that choose others of them each time."""
-    types = dict(zip(names, _types(call.inputs, workload.sizes), strict=False))
+    types = dict(zip(names, _types(call.inputs, workload.sizes), strict=True))
     experts, top_k = types["starts"][0][0] - 1, types["pairs"][0][1]
     stored = [name for name in ("data", "scale") if name in types]
     nbytes = sum(math.prod(types[name][0]) * np.dtype(types[name][1]).itemsize for name in stored) // experts
-    usable = min(experts, max(top_k, -(-cold // nbytes)))
-    shared: dict[str, Any] = {name: _filled(*types[name], limit=usable) for name in stored}
+    usable = min(experts, max(top_k, -(-device.cold_bytes // nbytes)))
+    shared = {name: _placed(_filled(*types[name], limit=usable), device) for name in stored}
     rows = workload.rows if regime == "decode" else max(1, workload.rows * usable // experts)
     sizes = {**workload.sizes, "rows": rows}
-    lists = []
+    lists, outputs = [], _outputs(call, sizes, device)
     for copy in range(-(-usable // top_k) if regime == "decode" else 1):
-        pairs, starts = _routing(rows, top_k, experts, usable, copy * top_k)
-        lists.append(_tensors(names, call, sizes, {**shared, "pairs": pairs, "starts": starts}))
+        routing = _routing(rows, top_k, experts, usable, copy * top_k)
+        pairs, starts = (_placed(array, device) for array in routing)
+        lists.append(_inputs(names, call, sizes, {**shared, "pairs": pairs, "starts": starts}, device) + outputs)
+    return lists
+
+
+def _choosing(
+    names: list[str], call: KernelCall, regime: str, workload: Workload, device: TuneDevice
+) -> list[list[Any]]:
+    """The same for kernels that choose by logits: neighbours, which group-limited routing does not part."""
+    types = dict(zip(names, _types(call.inputs, workload.sizes), strict=True))
+    (rows, experts), top_k = types["logits"][0], call.arguments[1].num_experts_per_tok
+    stored = [name for name in names if name.startswith(("up_", "down_"))]
+    nbytes = sum(math.prod(types[name][0]) * np.dtype(types[name][1]).itemsize for name in stored) // experts
+    shared = {name: _placed(_filled(*types[name]), device) for name in stored}
+    lists, outputs = [], _outputs(call, workload.sizes, device)
+    passes = max(1, min(experts // top_k, -(-device.cold_bytes // (nbytes * top_k)))) if regime == "decode" else 1
+    for copy in range(passes):
+        logits = aligned_zeros((rows, experts), "float32")
+        chosen = (copy * top_k + np.arange(rows * top_k)).reshape(rows, top_k) % experts
+        np.put_along_axis(logits, chosen, 16, axis=1)
+        lists.append(
+            _inputs(names, call, workload.sizes, {**shared, "logits": _placed(logits, device)}, device) + outputs
+        )
     return lists
 
 
@@ -69,14 +85,15 @@ def _routing(rows: int, top_k: int, experts: int, usable: int, first: int) -> tu
     return pairs, starts
 
 
-def _tensors(names: list[str], call: KernelCall, sizes: dict[str, int], given: dict[str, np.ndarray]) -> list[Any]:
-    import tvm_ffi
-
-    arrays = []
-    for name, (shape, dtype) in zip(names, _types(call.inputs, sizes), strict=False):
+def _inputs(
+    names: list[str], call: KernelCall, sizes: dict[str, int], given: dict[str, Any], device: TuneDevice
+) -> list[Any]:
+    tensors = []
+    for name, (shape, dtype) in zip(names, _types(call.inputs, sizes), strict=True):
         if name in given:
-            array = given[name]
-        elif name == "positions":
+            tensors.append(given[name])
+            continue
+        if name == "positions":
             array = sizes["depth"] + np.arange(shape[0], dtype=np.int32)
         elif name == "sequences":
             array = np.zeros(shape, np.int32)
@@ -87,15 +104,21 @@ def _tensors(names: list[str], call: KernelCall, sizes: dict[str, int], given: d
             if name == "cache" and dtype == "int8":
                 # A token ends with its float32 scale, of which any bits would not do.
                 array[..., -4:] = np.array([1e-6], np.float32).view(np.int8)
-        arrays.append(array if array.ctypes.data % 64 == 0 else _aligned(array))
-    arrays += [aligned_zeros(shape, dtype) for shape, dtype in _types(call.outputs, sizes)]
-    return [tvm_ffi.from_dlpack(array) for array in arrays]
+        tensors.append(_placed(array, device))
+    return tensors
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    copy = aligned_zeros(array.shape, str(array.dtype))
-    copy[...] = array
-    return copy
+def _outputs(call: KernelCall, sizes: dict[str, int], device: TuneDevice) -> list[Any]:
+    """The same for all lists: a GPU then starts a call when the one before is through, as in a model's step."""
+    return [device.memory.empty(shape, dtype) for shape, dtype in _types(call.outputs, sizes)]
+
+
+def _placed(array: np.ndarray, device: TuneDevice) -> Any:
+    if array.ctypes.data % ALIGNMENT:
+        unaligned, array = array, aligned_zeros(array.shape, str(array.dtype))
+        array[...] = unaligned
+    (tensor,) = device.memory.place([array])
+    return tensor
 
 
 def _types(types: tuple[Any, ...], sizes: dict[str, int]) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -114,11 +137,16 @@ def _filled(shape: tuple[int, ...], dtype: str, limit: int | None = None) -> np.
 
 
 def _random(dtype: str, count: int) -> np.ndarray:
-    """Values of moderate size in any storage: codes are any bits, bfloat16 has its bits in uint16."""
+    """Values of moderate size in any storage: codes are any bits, bfloat16 has its bits in uint16.
+
+    int32 is an offset, or else the number of a token or row: zero is within all bounds.
+    """
     draw = np.random.default_rng(0)
     if dtype == "uint32":
         return draw.integers(0, 2**32, count, np.uint32)
-    if dtype in ("int8", "int32"):
-        return draw.integers(-127, 128, count, dtype)
+    if dtype == "int32":
+        return np.zeros(count, np.int32)
+    if dtype == "int8":
+        return draw.integers(-127, 128, count, np.int8)
     values = 0.1 * draw.standard_normal(count, np.float32)
     return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "uint16" else values.astype(dtype)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.compiler.tuning_record import TunedKernel, TuningRecord, kernels_version
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, warn
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.virtual_machine import configure_threads, usable_cores
 
@@ -22,28 +20,25 @@ _CONFIRMING = 0.15  # of the seconds: measuring the choices once more
 
 
 def tune(config: ModelConfig, quantization: str, device: str, threads: int | None, seconds: float) -> TuningRecord:
-    """Measure tiles for the kernels of `config` for about `seconds`, on `threads` (default: all cores).
+    """Measure tiles for the kernels of `config` for about `seconds`; on the CPU on `threads` (default: all cores).
 
     Building the kernels with their default tiles comes first and is done for one of them at least. Raises UserError for
-    numbers out of range, and for an unknown device or quantization.
+    numbers out of range, for an unknown device or quantization, and for a device that is not there.
     """
-    cores = usable_cores()
-    threads = cores if threads is None else threads
-    if not 1 <= threads <= cores:
-        raise UserError(f"--threads is {threads}; this machine has 1 to {cores}")
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds}; it must be more than 0")
     target = resolve_target(device)
-    if target.device != "cpu":
-        raise UserError(f"tune knows the kernels of the device cpu alone so far, not {target.device}'s")
+    threads = _thread_count(target.device, threads)
     end = time.perf_counter() + seconds
-    configure_threads(threads)  # before tvm is imported, whose threads it decides on
+    configure_threads(threads or usable_cores())  # before tvm is imported, whose threads it decides on
 
-    from mlc_dsv3.compiler.compile import build_options, tvm_target
+    from mlc_dsv3.compiler.compile import build_options, check_backend, tvm_target
     from mlc_dsv3.tune.cases import kernel_cases
+    from mlc_dsv3.tune.device import tune_device
     from mlc_dsv3.tune.search import KernelSearch
 
-    options = build_options(target, quantization)
+    check_backend(target)
+    options, tried_on = build_options(target, quantization), tune_device(target.device)
     with progress(f"Tuning for {target.level}", total=seconds) as advance:
         clock = _Clock(advance)
         clock.tick("reading the model")
@@ -52,16 +47,32 @@ def tune(config: ModelConfig, quantization: str, device: str, threads: int | Non
             if searches and time.perf_counter() > end:
                 break
             clock.tick(cases.operator)
-            searches.append(KernelSearch(cases, options.tile, tvm_target(target)))
+            try:
+                searches.append(KernelSearch(cases, options.tile, tvm_target(target), tried_on))
+            except MemoryError as error:
+                warn(f"{cases.operator} is left as it is: {error}")
         kernels = _search(searches, end - _CONFIRMING * seconds, clock)
     return TuningRecord(
         kernels_version=kernels_version(target),
         device=target.device,
         level=target.level,
-        processor=processor_name(),
+        processor=tried_on.name,
         threads=threads,
         kernels=tuple(sorted(kernels, key=lambda kernel: kernel.kernel)),
     )
+
+
+def _thread_count(device: str, threads: int | None) -> int:
+    """Threads of the CPU that kernels are tried on; 0 on a GPU."""
+    if device != "cpu":
+        if threads is not None:
+            raise UserError("--threads is for the device cpu; leave it out")
+        return 0
+    cores = usable_cores()
+    threads = cores if threads is None else threads
+    if not 1 <= threads <= cores:
+        raise UserError(f"--threads is {threads}; this machine has 1 to {cores}")
+    return threads
 
 
 def _search(searches: list[KernelSearch], end: float, clock: _Clock) -> list[TunedKernel]:
@@ -90,13 +101,3 @@ class _Clock:
         now = time.perf_counter()
         self._advance(now - self._last, doing)
         self._last = now
-
-
-def processor_name() -> str:
-    """The processor's name as the operating system has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import tvm
 import tvm_ffi
 
+from mlc_dsv3.compiler.tuned import is_possible
 from mlc_dsv3.compiler.tuning_record import TunedKernel
 from mlc_dsv3.tune.cases import Case, KernelCases
+from mlc_dsv3.tune.device import TuneDevice
 from mlc_dsv3.tune.inputs import arguments
 from mlc_dsv3.tune.stopwatch import Kernel, compare, measure
+from mlc_dsv3.vulkan.errors import Unsupported
 from relax_model.kernels import registry
 from relax_model.kernels.cpu_tiles import CpuTile
+from relax_model.kernels.gpu_tiles import GpuTile
 
 LEAST_GAIN = 1.03  # less is within what a machine's mood makes
 _MOST_LOSS = 0.97  # in one regime, for a gain in the other
@@ -41,15 +45,17 @@ class _Job:
 class KernelSearch:
     """One kernel under the clock. `share` is what its calls take of a token's time, in seconds, by the default tile."""
 
-    def __init__(self, cases: KernelCases, tile: CpuTile, target: tvm.target.Target) -> None:
-        self.cases, self._tile, self._target = cases, tile, target
+    def __init__(
+        self, cases: KernelCases, tile: CpuTile | GpuTile, target: tvm.target.Target, device: TuneDevice
+    ) -> None:
+        self.cases, self._tile, self._target, self._clock = cases, tile, target, device.clock
         self._default = self._compile(())
         self._jobs = [
-            _Job(case, regime, arguments(self._func(()), case.call, regime, workload))
+            _Job(case, regime, arguments(self._func(()), case.call, regime, workload, device))
             for case in cases.cases
             for regime, workload in case.workloads.items()
         ]
-        self._seconds = {id(job): measure(self._default, job.lists, rounds=1) for job in self._jobs}
+        self._seconds = {id(job): measure(self._clock, self._default, job.lists, rounds=1) for job in self._jobs}
         self.share = sum(
             self._seconds[id(job)] * (load := job.case.workloads[job.regime]).count / load.rows for job in self._jobs
         )
@@ -71,8 +77,9 @@ class KernelSearch:
                 tile = _with(best, field, value)
                 if time.perf_counter() > deadline or not self._is_new(tile, kernels):
                     continue
-                kernels[tile] = self._compile(tile)
-                found[tile] = self._compare(kernels[tile])
+                if kernel := self._candidate(tile):
+                    kernels[tile] = kernel
+                    found[tile] = self._compare(kernel)
                 step()
             best = max([(), *found], key=lambda tile: _total_gain(found[tile]) if tile else 1.0)
         return [self._confirmed(case, self._choose(case, best, found), kernels) for case in self.cases.cases]
@@ -95,7 +102,10 @@ class KernelSearch:
             ]
             if min(map(_gain, twice)) >= LEAST_GAIN:
                 return TunedKernel(case.call.key, dict(tile), twice[-1])
-        seconds = {job.regime: measure(self._default, job.lists, _CONFIRMING[job.regime][0]) for job in self._of(case)}
+        seconds = {
+            job.regime: measure(self._clock, self._default, job.lists, _CONFIRMING[job.regime][0])
+            for job in self._of(case)
+        }
         return TunedKernel(case.call.key, {}, {regime: (taken, taken) for regime, taken in seconds.items()})
 
     def _compare(self, kernel: Kernel) -> dict[str, Times]:
@@ -106,13 +116,15 @@ class KernelSearch:
 
     def _time(self, job: _Job, kernel: Kernel, rounds: dict[str, tuple[int, int]]) -> tuple[float, float]:
         least, most = rounds[job.regime]
-        return compare(self._default, kernel, job.lists, rounds=least, most=most)
+        return compare(self._clock, self._default, kernel, job.lists, rounds=least, most=most)
 
     def _of(self, case: Case) -> Iterator[_Job]:
         return (job for job in self._jobs if job.case is case)
 
     def _is_new(self, tile: Tile, known: Collection[Tile]) -> bool:
         """Whether a tile makes another kernel than those known, which takes and returns what its neighbours expect."""
+        if not is_possible(self.cases.family, {**asdict(self._tile), **dict(tile)}):
+            return False
         func = self._func(tile)
         if _interface(func) != _interface(self._func(())):
             return False
@@ -121,6 +133,13 @@ class KernelSearch:
     def _func(self, tile: Tile) -> tvm.tirx.PrimFunc:
         cases = self.cases
         return registry.build(cases.operator, cases.family, *cases.arguments, tile=replace(self._tile, **dict(tile)))
+
+    def _candidate(self, tile: Tile) -> Kernel | None:
+        """The kernel, but for one that wants more shared memory than there is."""
+        try:
+            return self._compile(tile)
+        except Unsupported:
+            return None
 
     def _compile(self, tile: Tile) -> Kernel:
         func = self._func(tile).with_attr("global_symbol", "main")

@@ -9,48 +9,59 @@ from collections.abc import Callable
 from typing import Any
 
 Kernel = Callable[..., Any]
+Clock = Callable[[Callable[[], None]], float]  # seconds that some work takes, once all of it has run
 _LEAST_SECONDS = 5e-3  # of what is timed at once: below it the clock and the threads' waking up count too much
 _CLEARLY = 0.08  # a difference of this share needs no more rounds
 
 
-def compare(default: Kernel, other: Kernel, lists: list[list[Any]], *, rounds: int, most: int) -> tuple[float, float]:
+def wall_clock(work: Callable[[], None]) -> float:
+    """The host's, for kernels that return when they are through."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(
+    clock: Clock, default: Kernel, other: Kernel, lists: list[list[Any]], *, rounds: int, most: int
+) -> tuple[float, float]:
     """Seconds of a call of either: of `rounds` turns, or as many as `most` where the two are close.
 
     The default's are the median; the other's are in the median of the rounds' ratios to that, since a machine that
     slows down for a while slows both sides of a round.
     """
-    repeats = _repeats(default, lists)
-    _pass(other, lists, 1)
+    repeats = _repeats(clock, default, lists)
+    _pass(clock, other, lists, 1)
     taken, ratios = [], []
     while len(taken) < rounds or (len(taken) < most and _close(ratios)):
         # Each is first in every other round.
         turns = (default, other) if len(taken) % 2 else (other, default)
-        seconds = {id(kernel): _pass(kernel, lists, repeats) for kernel in turns}
+        seconds = {id(kernel): _pass(clock, kernel, lists, repeats) for kernel in turns}
         taken.append(seconds[id(default)])
         ratios.append(seconds[id(other)] / seconds[id(default)])
     median = statistics.median(taken)
     return median, median * statistics.median(ratios)
 
 
-def measure(kernel: Kernel, lists: list[list[Any]], rounds: int) -> float:
+def measure(clock: Clock, kernel: Kernel, lists: list[list[Any]], rounds: int) -> float:
     """Median seconds of a call."""
-    repeats = _repeats(kernel, lists)
-    return statistics.median(_pass(kernel, lists, repeats) for _ in range(rounds))
+    repeats = _repeats(clock, kernel, lists)
+    return statistics.median(_pass(clock, kernel, lists, repeats) for _ in range(rounds))
 
 
 def _close(ratios: list[float]) -> bool:
     return abs(math.log(statistics.median(ratios))) < _CLEARLY
 
 
-def _repeats(kernel: Kernel, lists: list[list[Any]]) -> int:
+def _repeats(clock: Clock, kernel: Kernel, lists: list[list[Any]]) -> int:
     """Passes over all arguments that are timed as one; warms up, too."""
-    _pass(kernel, lists, 1)
-    return max(1, math.ceil(_LEAST_SECONDS / (_pass(kernel, lists, 1) * len(lists))))
+    _pass(clock, kernel, lists, 1)
+    return max(1, math.ceil(_LEAST_SECONDS / (_pass(clock, kernel, lists, 1) * len(lists))))
 
 
-def _pass(kernel: Kernel, lists: list[list[Any]], repeats: int) -> float:
-    started = time.perf_counter()
-    for _ in range(repeats):
-        for arguments in lists:
-            kernel(*arguments)
-    return (time.perf_counter() - started) / (repeats * len(lists))
+def _pass(clock: Clock, kernel: Kernel, lists: list[list[Any]], repeats: int) -> float:
+    def work() -> None:
+        for _ in range(repeats):
+            for arguments in lists:
+                kernel(*arguments)
+
+    return clock(work) / (repeats * len(lists))

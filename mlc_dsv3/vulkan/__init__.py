@@ -10,6 +10,7 @@ def register() -> None:
     """Register with TVM; called by `import tvm` through the entry point `tvm.backends`."""
     import tvm_ffi
 
+    from mlc_dsv3.vulkan.errors import Unsupported
     from mlc_dsv3.vulkan.native import load
 
     if tvm_ffi.get_global_func("target.build.vulkan", allow_missing=True) is not None:
@@ -22,3 +23,5 @@ def register() -> None:
         return build_module(module, target)
 
     tvm_ffi.register_global_func("target.build.vulkan", build)
+    # So that it is still of its class on the other side of TVM.
+    tvm_ffi.register_error("Unsupported", Unsupported)

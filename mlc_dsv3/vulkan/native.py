@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlc_dsv3.errors import DeviceError
+from mlc_dsv3.errors import DeviceError, UserError
 from mlc_dsv3.folders import cache_folder
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
@@ -19,6 +19,8 @@ _BUILD = (
     "this installation has no Vulkan backend: install a C++ compiler and the Vulkan headers "
     "(Debian: apt install g++ libvulkan-dev) and install mlc_dsv3 again"
 )
+
+NO_DEVICE = "there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)"
 
 
 def not_built() -> str | None:
@@ -66,6 +68,18 @@ def _keep_pipelines(folder: Path) -> None:
 def devices() -> list[dict[str, Any]]:
     """The machine's devices, by the fields of `native/device.h`'s Properties; those that can be used come first."""
     return [dict(device.items()) for device in _call("devices")]
+
+
+def first_device() -> dict[str, Any]:
+    """The device that everything runs on. UserError where there is no Vulkan, no device, or none that can be used."""
+    if reason := missing():
+        raise UserError(reason)
+    found = devices()
+    if not found:
+        raise UserError(NO_DEVICE)
+    if lacking := found[0]["lacking"]:
+        raise UserError(f"the Vulkan device {found[0]['name']} lacks {lacking}")
+    return found[0]
 
 
 def statistics(index: int = 0) -> dict[str, int]:

@@ -36,7 +36,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What the compiler is asked for; it makes nothing."""
     calls: list[SimpleNamespace] = []
 
-    def compile_model(config, quantization, device, output, *, target_cpu, context_window, cache_dtype):
+    def compile_model(config, quantization, device, output, *, level, context_window, cache_dtype):
         calls.append(SimpleNamespace(**locals()))
         return output
 
@@ -95,16 +95,20 @@ def test_compile_takes_a_checkpoint_a_config_or_an_artifact(
 ) -> None:
     assert main(["compile", str(checkpoint), "--quantization", "q0f32", "--device", "cpu"]) == 0
     assert main(["compile", str(checkpoint / "config.json"), "--quantization", "q0f32"]) == 0
-    assert (
-        main(["compile", str(artifact), "-o", str(tmp_path / "a.so"), "--target-cpu", "x", "--context-window", "8"])
-        == 0
-    )
+    assert main(["compile", str(artifact), "-o", str(tmp_path / "a.so"), "--level", "x", "--context-window", "8"]) == 0
     suffix = "dylib" if sys.platform == "darwin" else "so"
     name = f"tiny-q0f32-cpu.{suffix}"
     assert capsys.readouterr().out.splitlines() == [name, name, str(tmp_path / "a.so")]
     assert compiled[0].config == compiled[1].config == compiled[2].config
     assert [call.quantization for call in compiled] == ["q0f32"] * 3
-    assert (compiled[2].target_cpu, compiled[2].context_window) == ("x", 8)
+    assert (compiled[2].level, compiled[2].context_window) == ("x", 8)
+
+
+def test_an_unknown_level_lists_the_known_ones(artifact: Path, complaint: Callable[..., str]) -> None:
+    for device, known in (("cpu", "x86-64-avx2"), ("vulkan", "discrete-32, discrete-64, integrated, cpu")):
+        said = complaint("compile", artifact, "--device", device, "--level", "abacus")
+        assert "--level 'abacus' is unknown; known: " in said
+        assert known in said
 
 
 def test_ignored_fields_reach_the_configuration(checkpoint: Path, tmp_path: Path, compiled: list) -> None:

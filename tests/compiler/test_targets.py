@@ -1,4 +1,4 @@
-"""Targets from `build/`, matched with processors; linkers found; the pinned pair of packages."""
+"""Targets from `build/`, matched with processors and GPUs; linkers found; the pinned pair of packages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden.families import CHECKPOINTS
 
 from mlc_dsv3 import _pins
 from mlc_dsv3.compiler import devices, resolve_target, targets
 from mlc_dsv3.compiler import link as link_module
+from mlc_dsv3.compiler.fingerprint import library_key
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.vulkan import native
+from relax_model.config import parse_config
 
 
 @pytest.fixture
@@ -70,6 +74,76 @@ def test_an_unknown_architecture_device_or_level_lists_the_known_ones(processor)
     processor("riscv64")
     with pytest.raises(UserError, match="libraries are for aarch64, x86_64"):
         resolve_target("cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """`gpu(type, subgroup size)` gives this machine a device; `gpu(None)` takes it away."""
+
+    def pretend(type_: str | None, subgroup_size: int = 0) -> None:
+        found = [{"name": "a GPU", "type": type_, "subgroup_size": subgroup_size, "lacking": ""}] if type_ else []
+        monkeypatch.setattr(native, "devices", lambda: found)
+        monkeypatch.setattr(native, "missing", lambda: None)
+        monkeypatch.setattr(native, "not_built", lambda: None)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("type_", "subgroup_size", "level"),
+    [
+        ("discrete", 32, "discrete-32"),
+        ("discrete", 16, "discrete-32"),
+        ("discrete", 64, "discrete-64"),
+        ("virtual", 64, "discrete-64"),
+        ("other", 128, "discrete-64"),
+        ("integrated", 32, "integrated"),
+        ("integrated", 64, "integrated"),
+        ("cpu", 8, "cpu"),
+    ],
+)
+def test_the_kind_of_the_device_that_is_there_is_taken(gpu, type_: str, subgroup_size: int, level: str) -> None:
+    gpu(type_, subgroup_size)
+    target = resolve_target("vulkan")
+    assert (target.level, target.features) == (level, ())
+    values = {each["name"]: each["tuned"] for each in targets.read_description("vulkan")["level"]}
+    assert dict(target.tuned) == values[level]
+    vulkan = next(status for status in devices() if status.name == "vulkan")
+    assert f"a GPU ({level})" in vulkan.reason
+
+
+def test_another_kind_can_be_named_and_has_to_be_where_there_is_no_device(gpu) -> None:
+    gpu("cpu", 8)
+    assert resolve_target("vulkan", "discrete-64").level == "discrete-64"
+    with pytest.raises(UserError, match="'abacus' is unknown; known: discrete-32, discrete-64, integrated, cpu"):
+        resolve_target("vulkan", "abacus")
+    gpu(None)
+    assert resolve_target("vulkan", "discrete-64").level == "discrete-64"
+    with pytest.raises(UserError, match="no Vulkan device.*; .*name its kind with --level: discrete-32, .*integrated"):
+        resolve_target("vulkan")
+
+
+def test_without_the_backend_no_kind_helps(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(None)
+    monkeypatch.setattr(native, "missing", lambda: "build it")
+    monkeypatch.setattr(native, "not_built", lambda: "build it")
+    with pytest.raises(UserError, match="^build it$"):
+        resolve_target("vulkan")
+
+
+def test_how_weights_are_stored_hangs_on_no_device(gpu) -> None:
+    gpu(None)
+    assert targets.stored_as("vulkan", "q4f16_1") == "q4f16_1"
+    assert targets.stored_as("auto", "q4f16_1") == "q4f16_1+vnni16"
+
+
+def test_a_cached_librarys_key_holds_the_kind(gpu) -> None:
+    config = parse_config(CHECKPOINTS["youtu"].config)
+    gpu("cpu", 8)
+    here = library_key(config, "q4f16_1", resolve_target("vulkan"), None)
+    assert here == library_key(config, "q4f16_1", resolve_target("vulkan", "cpu"), None)
+    gpu("integrated", 64)
+    assert here != library_key(config, "q4f16_1", resolve_target("vulkan"), None)
 
 
 def test_a_quantization_is_stored_as_the_target_reads_it_fastest_unless_it_states_a_layout(processor) -> None:

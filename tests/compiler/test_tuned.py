@@ -224,4 +224,4 @@ def test_the_records_that_we_ship_fit_these_kernels(path: Path) -> None:
     assert path.name == user_record(target).name
     assert found.level in {level["name"] for level in read_description(found.device)["level"]}
     assert found.kernels_version == kernels_version(target)
-    assert all(tuned._is_known(kernel) for kernel in found.kernels)
+    assert all(tuned._is_known(kernel, target) for kernel in found.kernels)

@@ -23,6 +23,7 @@ from mlc_dsv3.compiler import resolve_target  # noqa: E402
 from mlc_dsv3.compiler.compile import build_options, tvm_target  # noqa: E402
 from mlc_dsv3.tune import inputs, search  # noqa: E402
 from mlc_dsv3.tune.cases import KernelCases, kernel_cases  # noqa: E402
+from mlc_dsv3.tune.device import TuneDevice, tune_device  # noqa: E402
 from mlc_dsv3.tune.search import KernelSearch  # noqa: E402
 from relax_model.config import parse_config  # noqa: E402
 from relax_model.kernels import registry  # noqa: E402
@@ -31,6 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from tiny_shape import tiny  # noqa: E402
 
 PACKED = "q4f16_1+vnni16"
+
+
+def processor(cold_bytes: int = 1) -> TuneDevice:
+    """This machine's, with caches of another size."""
+    return replace(tune_device("cpu"), cold_bytes=cold_bytes)
 
 
 def cases(quantization: str) -> dict[str, KernelCases]:
@@ -71,10 +77,12 @@ class MadeUp:
         monkeypatch.setattr(KernelSearch, "_compile", compile_)
         monkeypatch.setattr(KernelSearch, "_func", lambda _, tile: None)
         monkeypatch.setattr(KernelSearch, "_is_new", lambda found, tile, known: _changes(found, tile))
-        monkeypatch.setattr(search, "arguments", lambda func, call, regime, load: [[call.key, regime]])
-        monkeypatch.setattr(search, "measure", lambda kernel, lists, rounds: seconds(kernel, *lists[0]))
+        monkeypatch.setattr(search, "arguments", lambda func, call, regime, load, device: [[call.key, regime]])
+        monkeypatch.setattr(search, "measure", lambda clock, kernel, lists, rounds: seconds(kernel, *lists[0]))
         monkeypatch.setattr(
-            search, "compare", lambda *two, rounds, most: tuple(seconds(kernel, *two[2][0]) for kernel in two[:2])
+            search,
+            "compare",
+            lambda clock, *two, rounds, most: tuple(seconds(kernel, *two[2][0]) for kernel in two[:2]),
         )
 
 
@@ -84,7 +92,7 @@ def _changes(found: KernelSearch, tile: search.Tile) -> bool:
 
 def searched(found: KernelCases, seconds: float = 100) -> list[Any]:
     tile = build_options(resolve_target("cpu", "x86-64-avx2"), PACKED).tile
-    search_ = KernelSearch(found, tile, tvm_target(resolve_target()))
+    search_ = KernelSearch(found, tile, tvm_target(resolve_target()), processor())
     return search_.run(time.perf_counter() + seconds, lambda: None)
 
 
@@ -163,13 +171,12 @@ def test_when_time_is_up_nothing_more_is_tried(packed, monkeypatch: pytest.Monke
     assert clock.compiled == [{}]
 
 
-def test_weights_come_from_memory_in_decode_and_experts_in_turn(packed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "cold_bytes", lambda: 1 << 17)
+def test_weights_come_from_memory_in_decode_and_experts_in_turn(packed) -> None:
     options = build_options(resolve_target(), PACKED)
     for operator in ("gate_up", "expert_down"):
         case = packed[operator].cases[0]
         func = registry.build(operator, "cpu", *packed[operator].arguments, tile=options.tile)
-        lists = inputs.arguments(func, case.call, "decode", case.workloads["decode"])
+        lists = inputs.arguments(func, case.call, "decode", case.workloads["decode"], processor(1 << 17))
         assert len(lists) > 1
     names = [str(parameter.name).lower() for parameter in func.params]
     starts = [np.from_dlpack(one[names.index("starts")]) for one in lists]
@@ -188,9 +195,8 @@ def test_weights_come_from_memory_in_decode_and_experts_in_turn(packed, monkeypa
     ],
 )
 def test_a_tile_changes_how_fast_a_kernel_is_and_not_what_a_product_is(
-    quantization: str, operator: str, tile: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    quantization: str, operator: str, tile: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(inputs, "cold_bytes", lambda: 1)
     target = resolve_target()
     found = cases(quantization)[operator]
     default = build_options(target, quantization).tile
@@ -201,7 +207,7 @@ def test_a_tile_changes_how_fast_a_kernel_is_and_not_what_a_product_is(
         module = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), tvm_target(target))
         outputs = []
         for regime, workload in workloads.items():
-            (arguments,) = inputs.arguments(func, call, regime, workload)[:1]
+            (arguments,) = inputs.arguments(func, call, regime, workload, processor())[:1]
             module["main"](*arguments)
             outputs += [np.from_dlpack(tensor).copy() for tensor in arguments[-len(call.outputs) :]]
         results.append(outputs)

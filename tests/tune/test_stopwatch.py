@@ -25,24 +25,26 @@ class Machine:
 def test_a_machine_that_slows_down_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda calls: 1.0 if calls < 20 else 3.0)
     default, other = machine.kernel("default", 1.0), machine.kernel("other", 0.95)
-    first, second = stopwatch.compare(default, other, [[]], rounds=4, most=15)
+    first, second = stopwatch.compare(stopwatch.wall_clock, default, other, [[]], rounds=4, most=15)
     assert second / first == pytest.approx(0.95)
 
 
 def test_the_two_take_turns_and_neither_is_always_first(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda calls: 1.0)
-    stopwatch.compare(machine.kernel("a", 1.0), machine.kernel("b", 1.0), [[]], rounds=4, most=4)
+    stopwatch.compare(stopwatch.wall_clock, machine.kernel("a", 1.0), machine.kernel("b", 1.0), [[]], rounds=4, most=4)
     assert "".join(machine.calls[-8:]) == "baabbaab"
 
 
 def test_what_clearly_differs_needs_no_more_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds, rounds in ((0.5, 2), (1.01, 9)):
         machine = Machine(monkeypatch, lambda calls: 1.0)
-        stopwatch.compare(machine.kernel("a", 1.0), machine.kernel("b", seconds), [[]], rounds=2, most=9)
+        stopwatch.compare(
+            stopwatch.wall_clock, machine.kernel("a", 1.0), machine.kernel("b", seconds), [[]], rounds=2, most=9
+        )
         assert machine.calls[3:].count("b") == rounds
 
 
 def test_short_kernels_are_timed_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, lambda calls: 1.0)
-    assert stopwatch.measure(machine.kernel("a", 1e-5), [[], []], rounds=3) == pytest.approx(1e-5)
+    assert stopwatch.measure(stopwatch.wall_clock, machine.kernel("a", 1e-5), [[], []], rounds=3) == pytest.approx(1e-5)
     assert len(machine.calls) > 3 * 400

@@ -34,7 +34,6 @@ def config(tmp_path: Path) -> Path:
         (["--seconds", "nan"], "--seconds is nan; it must be more than 0"),
         (["--quantization", "q5"], "quantization 'q5' is unknown"),
         (["--device", "abacus"], "device 'abacus' is unknown"),
-        (["--device", "vulkan"], "tune knows the kernels of the device cpu alone so far, not vulkan's"),
         (["-o", "."], ". is a folder; -o takes the record's file"),
     ],
 )

@@ -18,8 +18,11 @@ from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
 from on_device import needs_vulkan
 
+from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.library import read_metadata
 from mlc_dsv3.vulkan import native
+from mlc_dsv3.weights import Artifact
 from relax_model.config import parse_config
 
 pytestmark = needs_vulkan
@@ -102,6 +105,16 @@ def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_vulkan: Callable[...
     prompt, chosen = checkpoints.prompt("deepseek_v2_lite")[:24], on_vulkan("deepseek_v2_lite")
     by_chunks = {chunk: chosen.prefill(prompt, chunk).logits for chunk in (1, 3, 8)}
     assert np.array_equal(by_chunks[1], by_chunks[3]) and np.array_equal(by_chunks[1], by_chunks[8])
+
+
+def test_a_library_for_another_kind_of_device_runs_here(compiled: Callable[..., Any], tmp_path: Path) -> None:
+    made, library = compiled("deepseek_v2_lite", device="vulkan"), tmp_path / "model.so"
+    compile_model(Artifact.open(made.artifact).model_config, "q0f32", "vulkan", library, level="discrete-64")
+    assert read_metadata(library)["level"] == "discrete-64"
+    prompt, golden = checkpoints.prompt("deepseek_v2_lite"), checkpoints.golden("deepseek_v2_lite")
+    chosen = dataclasses.replace(made, library=library).driver()
+    for chunk in (None, 3):
+        assert error(chosen.prefill(prompt, chunk).logits, golden["logits"]) <= TOLERANCE, chunk
 
 
 def test_pages_may_lie_anywhere(on_vulkan: Callable[..., Driver]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tvm
 
 from mlc_dsv3.compiler.compile import build_options, tvm_target
-from mlc_dsv3.compiler.targets import resolve_target
+from mlc_dsv3.compiler.targets import read_description, resolve_target
 from mlc_dsv3.vulkan import native
 from relax_model.config import parse_config
 from relax_model.graph import KernelCall
@@ -20,11 +20,13 @@ pytestmark = pytest.mark.skipif(native.not_built() is not None, reason=str(nativ
 SHAPES = {path.stem: path for path in (Path(__file__).parents[1] / "shapes").glob("*.json")}
 # Where threads share memory; products differ in nothing but their loops.
 SHARING = ("experts", "absorb_append", "absorbed_values", "expanded_attention")
+LEVELS = [level["name"] for level in read_description("vulkan")["level"]]
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_kernels_that_share_memory_compile(name: str) -> None:
-    target = resolve_target("vulkan")
+def test_kernels_that_share_memory_compile(name: str, level: str) -> None:
+    target = resolve_target("vulkan", level)
     options = build_options(target, "q4f16_1")
     calls: dict[object, KernelCall] = {}
     config = parse_config(json.loads(SHAPES[name].read_text()))
