@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlc_dsv3.runtime.batch import Batch
+from mlc_dsv3.runtime.forms import AttentionForms
 
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.model import CompiledModel
@@ -56,6 +57,17 @@ class Driver:
         """One sequence alone, by chunks of `chunk` tokens, or of as many as the library takes."""
         chunk = min(chunk or len(tokens), self.model.metadata.max_rows)
         return self.run([tokens], [[(0, start, stop)] for start, stop in spans(len(tokens), chunk)])[0]
+
+    def prefill_as_the_engine(self, tokens: np.ndarray) -> tuple[Result, int]:
+        """One sequence alone, its whole blocks in the expanded form; also how many blocks that were."""
+        metadata = self.model.metadata
+        rule, schedule, expanded, start = AttentionForms(metadata.prefill_block), [], [], 0
+        while start < len(tokens):
+            stop, whole_block = rule.next_chunk(start, len(tokens), len(tokens), metadata.max_rows)
+            schedule.append([(0, start, stop)])
+            expanded.append(whole_block)
+            start = stop
+        return self.run([tokens], schedule, expanded=expanded)[0], sum(expanded)
 
     def draft(self, next_tokens: np.ndarray, hidden: np.ndarray, chunk: int | None = None) -> Result:
         """The MTP layer over one sequence: row i takes hidden[i] and the token after it."""

@@ -11,8 +11,6 @@ from golden import checkpoints
 from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
 
-from mlc_dsv3.runtime.forms import AttentionForms
-
 # Largest error allowed, in standard deviations of the golden logits.
 TOLERANCE = 1e-3
 
@@ -60,20 +58,13 @@ def test_four_sequences_of_different_length_in_one_batch(name: str, driver: Call
 @pytest.mark.parametrize("name", WITH_LONG)
 @pytest.mark.parametrize("forms", ["absorbed", "as the engine chooses"])
 def test_3000_tokens_past_the_original_context(name: str, forms: str, driver: Callable[..., Driver]) -> None:
-    chosen = driver(name)
-    metadata = chosen.model.metadata
-    prompt = checkpoints.prompt(name, checkpoints.LONG_LENGTH)
-    rule = AttentionForms(0 if forms == "absorbed" else metadata.prefill_block)
-    schedule, expanded, start = [], [], 0
-    while start < len(prompt):
-        stop, whole_block = rule.next_chunk(start, len(prompt), len(prompt), metadata.max_rows)
-        schedule.append([(0, start, stop)])
-        expanded.append(whole_block)
-        start = stop
-    if forms != "absorbed":
-        assert sum(expanded) >= 3
-    logits = chosen.run([prompt], schedule, expanded=expanded)[0].logits[-checkpoints.LONG_KEPT :]
-    assert error(logits, checkpoints.golden(name)["long_logits"]) <= TOLERANCE
+    chosen, prompt = driver(name), checkpoints.prompt(name, checkpoints.LONG_LENGTH)
+    if forms == "absorbed":
+        result = chosen.prefill(prompt)
+    else:
+        result, blocks = chosen.prefill_as_the_engine(prompt)
+        assert blocks >= 3
+    assert error(result.logits[-checkpoints.LONG_KEPT :], checkpoints.golden(name)["long_logits"]) <= TOLERANCE
 
 
 def test_fp8_weights_give_the_logits_of_the_same_weights_dequantized(

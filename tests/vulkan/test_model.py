@@ -58,6 +58,15 @@ def test_logits_are_transformers(name: str, on_vulkan: Callable[..., Driver]) ->
         assert np.abs(result.logits - golden["logits"][:length]).max() <= TOLERANCE * golden["logits"].std()
 
 
+@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if CHECKPOINTS[name].long][:1])
+def test_a_long_prompt_goes_in_expanded_blocks(name: str, on_vulkan: Callable[..., Driver]) -> None:
+    """3,000 tokens, past the original context; the step behind them reads what they left in the cache."""
+    prompt = checkpoints.prompt(name, checkpoints.LONG_LENGTH)
+    result, blocks = on_vulkan(name).prefill_as_the_engine(prompt)
+    assert blocks >= 3
+    assert error(result.logits[-checkpoints.LONG_KEPT :], checkpoints.golden(name)["long_logits"]) <= TOLERANCE
+
+
 def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_vulkan: Callable[..., Driver]) -> None:
     prompt, greedy = checkpoints.prompt(name), checkpoints.golden(name)["greedy"]
     tokens = np.concatenate([prompt, greedy[:-1]])
