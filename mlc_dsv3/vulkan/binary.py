@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mlc_dsv3.vulkan.glsl.shader import Shader
 
-_MAGIC = "mlc_vulkan 1"
+_MAGIC = "mlc_vulkan 2"
 _AXES = (*(f"blockIdx.{axis}" for axis in "xyz"), *(f"threadIdx.{axis}" for axis in "xyz"))
 _AXIS_OF = {name: number for number, name in enumerate((*_AXES, "tirx.use_dyn_shared_memory"))}
 
@@ -18,7 +18,8 @@ def module_bytes(kernels: Sequence[tuple[Shader, Sequence[str], bytes]]) -> byte
     for shader, launch, spirv in kernels:
         parts += [
             _text(shader.name.encode()),
-            struct.pack("<IIBI", shader.arguments_size, shader.block_offset, shader.indirect, len(shader.arguments)),
+            struct.pack("<IIBI", shader.arguments_size, shader.block_offset, shader.indirect, shader.subgroup_size),
+            struct.pack("<I", len(shader.arguments)),
             *(struct.pack("<BBH", each.kind, each.written, each.offset) for each in shader.arguments),
             _text(bytes(_AXIS_OF[name] for name in launch)),
             _text(spirv),

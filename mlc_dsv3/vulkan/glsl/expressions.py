@@ -12,6 +12,7 @@ from mlc_dsv3.vulkan.errors import Unsupported
 from mlc_dsv3.vulkan.glsl.buffers import Buffer, GlobalBuffer, Index, from_bits, from_bits64, to_bits, to_bits64
 from mlc_dsv3.vulkan.glsl.intrinsics import function, in_float32, is_function
 from mlc_dsv3.vulkan.glsl.scope import Code, is_atom
+from mlc_dsv3.vulkan.glsl.subgroups import is_shuffle, source_lane
 from mlc_dsv3.vulkan.glsl.types import Scalar, Types, lanes, scalar
 
 _ARITHMETIC = {"Add": "+", "Sub": "-", "Mul": "*"}
@@ -339,6 +340,8 @@ class Expressions:
             return self._bitwise(*call.args, _BITWISE_CALLS[name])
         if is_function(name):
             return self._function(call, name, call.args)
+        if is_shuffle(name):
+            return self._shuffle(call, name)
         visit = getattr(self, f"_call_{name}", None)
         if visit is None:
             raise Unsupported(f"the operator {call.op.name}")
@@ -356,6 +359,26 @@ class Expressions:
         if not is_function(known):
             raise Unsupported(f"the external function {name}")
         return self._function(call, known, call.args[1:])
+
+    def _shuffle(self, call: Any, name: str) -> Value:
+        """Another thread's value; at once, as all of a warp have to take part."""
+        _, value, by, width, _ = call.args
+        of = scalar(dtype_of(value))
+        lane = self.code.temporary("uint", source_lane(name, self.scalar(by), width))
+
+        def one(text: str) -> str:
+            if of.bits == 64:
+                words = f"subgroupShuffle({to_bits64(self.types, of, text)}, {lane})"
+                return self.code.temporary(self.types.value(of), from_bits64(self.types, of, words))
+            passed = {"float16": Scalar("float32", "float", 32), "bool": INT32}.get(of.name, of)
+            words = f"subgroupShuffle({self.types.cast(text, of, passed)}, {lane})"
+            return self.code.temporary(self.types.value(of), self.types.cast(words, passed, of))
+
+        return self._map(call, one, value, of=of)
+
+    def _call_tvm_warp_activemask(self, call: Any) -> Value:
+        of = scalar(dtype_of(call))
+        return Value((self.types.literal((1 << of.bits) - 1, of),), of)
 
     def _call_if_then_else(self, call: Any) -> Value:
         return self._branch(call, *call.args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from mlc_dsv3.vulkan.glsl.expressions import INT32, Value
 from mlc_dsv3.vulkan.glsl.intrinsics import helpers
 from mlc_dsv3.vulkan.glsl.scope import Code
 from mlc_dsv3.vulkan.glsl.statements import Statements
+from mlc_dsv3.vulkan.glsl.subgroups import find_warps
 from mlc_dsv3.vulkan.glsl.types import Features, Scalar, Types, scalar
 
 # What every device takes as push constants, in bytes.
@@ -26,6 +28,8 @@ _EXTENSIONS = {
     "16vec": ("GL_EXT_shader_16bit_storage", "GL_EXT_shader_explicit_arithmetic_types_int16"),
     "int8_t": ("GL_EXT_shader_8bit_storage", "GL_EXT_shader_explicit_arithmetic_types_int8"),
     "8vec": ("GL_EXT_shader_8bit_storage", "GL_EXT_shader_explicit_arithmetic_types_int8"),
+    "gl_Subgroup": ("GL_KHR_shader_subgroup_basic",),
+    "subgroupShuffle": ("GL_KHR_shader_subgroup_shuffle",),
 }
 _ALWAYS = (
     "GL_EXT_buffer_reference",
@@ -68,6 +72,7 @@ class Shader:
     arguments_size: int
     block_offset: int  # of the number of the first block of a grid that goes in several parts
     indirect: bool  # the arguments are in memory, and their address is pushed
+    subgroup_size: int  # what the kernel requires; 0 for any
 
 
 def write_shader(name: str, function: Any, features: Features) -> Shader:
@@ -82,13 +87,14 @@ def write_shader(name: str, function: Any, features: Features) -> Shader:
 
 def _write(name: str, function: Any, types: Types) -> Shader:
     code, references = Code(), References()
-    body = Statements(types, code, references)
+    warps = find_warps(function.body)
+    body = Statements(types, code, references, warps)
     kinds = [_kind(parameter) for parameter in function.params]
     names = [code.name(parameter.name) for parameter in function.params]
     for parameter, kind, argument in zip(function.params, kinds, names, strict=True):
         _enter(body, types, references, parameter, kind, f"args.{argument}")
     body.visit(function.body)
-    threads = body.block[0] * body.block[1] * body.block[2]
+    threads = math.prod(warps.block)
     if threads > types.features.max_threads:
         raise Unsupported(f"{threads} threads a block, where the target has {types.features.max_threads}")
     if body.shared_bytes > types.features.max_shared_memory:
@@ -109,7 +115,9 @@ def _write(name: str, function: Any, types: Types) -> Shader:
             *references.declared.values(),
             *body.shared,
             *([_BARRIER] if body.barriers else []),
-            "layout({}) in;".format(", ".join(f"local_size_{axis} = {body.block[i]}" for i, axis in enumerate("xyz"))),
+            "layout({}) in;".format(
+                ", ".join(f"local_size_{axis} = {warps.local_size[i]}" for i, axis in enumerate("xyz"))
+            ),
             "void main() {",
             *code.lines,
             "}",
@@ -125,7 +133,7 @@ def _write(name: str, function: Any, types: Types) -> Shader:
         Argument(kind, kind == POINTER and f"args.{argument}" in body.written, place)
         for kind, argument, place in zip(kinds, names, places, strict=True)
     )
-    return Shader(name, source, arguments, size, block_offset, indirect)
+    return Shader(name, source, arguments, size, block_offset, indirect, warps.width)
 
 
 def _kind(parameter: Any) -> int:

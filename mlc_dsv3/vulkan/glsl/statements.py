@@ -8,9 +8,9 @@ from mlc_dsv3.vulkan.errors import Unsupported
 from mlc_dsv3.vulkan.glsl.buffers import ArrayBuffer, Buffer, GlobalBuffer, Index, References, WordBuffer
 from mlc_dsv3.vulkan.glsl.expressions import Expressions, Value, dtype_of
 from mlc_dsv3.vulkan.glsl.scope import Code
+from mlc_dsv3.vulkan.glsl.subgroups import Warps
 from mlc_dsv3.vulkan.glsl.types import Scalar, Types, lanes, scalar
 
-_AXES = {"x": 0, "y": 1, "z": 2}
 _UNROLLED = 3  # tirx.ForKind
 # Notes for passes that have run by now.
 _PASSED = ("pragma_", "tirx.", "storage_alignment", "extern_scope", "realize_scope", "reduce_scope")
@@ -19,10 +19,10 @@ _PASSED = ("pragma_", "tirx.", "storage_alignment", "extern_scope", "realize_sco
 class Statements(Expressions):
     """The body of one kernel."""
 
-    def __init__(self, types: Types, code: Code, references: References) -> None:
+    def __init__(self, types: Types, code: Code, references: References, warps: Warps) -> None:
         super().__init__(types, code)
         self.references = references
-        self.block = [1, 1, 1]
+        self.warps = warps
         self.shared: list[str] = []  # declarations
         self.shared_bytes = 0
         self.written: set[str] = set()  # addresses that are stored to
@@ -60,7 +60,7 @@ class Statements(Expressions):
     def _barrier(self, scope: str) -> None:
         if scope not in ("shared", "shared.dyn", "warp"):
             raise Unsupported(f"a barrier over {scope} memory")
-        # A subgroup's width is unknown here: what a barrier of a warp promises, one of the whole block gives.
+        # What a barrier of a warp promises, one of the whole block gives, whatever a subgroup's width.
         self.code.line("barrier_of_block();")
         self.barriers = True
 
@@ -101,21 +101,18 @@ class Statements(Expressions):
 
     def _statement_AttrStmt(self, statement: Any) -> None:
         if statement.attr_key == "thread_extent":
-            self._thread_axis(statement.node, statement.value)
+            self._thread_axis(statement.node)
         elif not statement.attr_key.startswith(_PASSED):
             raise Unsupported(f"the attribute {statement.attr_key}")
         self.visit(statement.body)
 
-    def _thread_axis(self, axis: Any, extent: Any) -> None:
+    def _thread_axis(self, axis: Any) -> None:
         scope, _, name = axis.thread_tag.partition(".")
-        if scope not in ("blockIdx", "threadIdx") or name not in _AXES:
+        if scope not in ("blockIdx", "threadIdx") or name not in ("x", "y", "z"):
             raise Unsupported(f"the thread axis {axis.thread_tag}")
         of = scalar(dtype_of(axis.var))
         if scope == "threadIdx":
-            if type(extent).__name__ != "IntImm":
-                raise Unsupported(f"a block of {extent} threads, a number that is known only at run time")
-            self.block[_AXES[name]] = int(extent.value)
-            text = f"gl_LocalInvocationID.{name}"
+            text = self.warps.thread(name)
         else:
             text = "(gl_WorkGroupID.x + args.first_block)" if name == "x" else f"gl_WorkGroupID.{name}"
         variable = self.code.name(axis.var.name)

@@ -10,6 +10,7 @@ namespace mlc_vulkan {
 
 #define MLC_VULKAN_INSTANCE_FUNCTIONS(X) \
   X(vkEnumeratePhysicalDevices)          \
+  X(vkEnumerateDeviceExtensionProperties) \
   X(vkGetPhysicalDeviceProperties2)      \
   X(vkGetPhysicalDeviceFeatures2)        \
   X(vkGetPhysicalDeviceMemoryProperties) \

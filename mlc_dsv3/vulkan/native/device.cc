@@ -29,6 +29,24 @@ struct Features {
   Features(const Features&) = delete;
 };
 
+// Kernels that require a width of subgroups need it; part of Vulkan 1.3, and an extension of 1.2.
+constexpr char kSubgroupSizeControl[] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
+
+bool has_extension(const Instance& vk, VkPhysicalDevice physical, const char* name) {
+  uint32_t count = 0;
+  vk.vkEnumerateDeviceExtensionProperties(physical, nullptr, &count, nullptr);
+  std::vector<VkExtensionProperties> found(count);
+  vk.vkEnumerateDeviceExtensionProperties(physical, nullptr, &count, found.data());
+  return std::any_of(found.begin(), found.end(),
+                     [&](const VkExtensionProperties& each) { return !std::strcmp(each.extensionName, name); });
+}
+
+VkPhysicalDeviceSubgroupSizeControlFeaturesEXT subgroup_size_features() {
+  VkPhysicalDeviceSubgroupSizeControlFeaturesEXT features{};
+  features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT;
+  return features;
+}
+
 const char* type_name(VkPhysicalDeviceType type) {
   switch (type) {
     case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU:
@@ -129,6 +147,22 @@ Properties describe(const Instance& vk, VkPhysicalDevice physical, uint32_t time
   bool in_compute = v11.subgroupSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT;
   p.subgroup_arithmetic = in_compute && (v11.subgroupSupportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT);
   p.subgroup_shuffle = in_compute && (v11.subgroupSupportedOperations & VK_SUBGROUP_FEATURE_SHUFFLE_BIT);
+  if (p.subgroup_shuffle && has_extension(vk, physical, kSubgroupSizeControl)) {
+    auto control = subgroup_size_features();
+    VkPhysicalDeviceFeatures2 asked{};
+    asked.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
+    asked.pNext = &control;
+    vk.vkGetPhysicalDeviceFeatures2(physical, &asked);
+    VkPhysicalDeviceSubgroupSizeControlPropertiesEXT sizes{};
+    sizes.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT;
+    core.pNext = &sizes;
+    vk.vkGetPhysicalDeviceProperties2(physical, &core);
+    if (control.subgroupSizeControl && control.computeFullSubgroups &&
+        (sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT)) {
+      p.min_required_subgroup = sizes.minSubgroupSize;
+      p.max_required_subgroup = sizes.maxSubgroupSize;
+    }
+  }
 
   std::vector<std::string> lacking;
   if (!features.v12.bufferDeviceAddress) lacking.push_back("bufferDeviceAddress");
@@ -218,6 +252,11 @@ void Device::open() {
   wanted.v12.timelineSemaphore = VK_TRUE;
   wanted.v12.vulkanMemoryModel = available.v12.vulkanMemoryModel;
   wanted.v12.vulkanMemoryModelDeviceScope = available.v12.vulkanMemoryModelDeviceScope;
+  auto control = subgroup_size_features();
+  control.subgroupSizeControl = control.computeFullSubgroups = VK_TRUE;
+  const char* const extensions[] = {kSubgroupSizeControl};
+  bool controls = properties.max_required_subgroup > 0;
+  if (controls) wanted.v12.pNext = &control;
 
   float priority = 1;
   VkDeviceQueueCreateInfo queue{};
@@ -228,6 +267,8 @@ void Device::open() {
   VkDeviceCreateInfo info{};
   info.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO;
   info.pNext = &wanted.core;
+  info.enabledExtensionCount = controls ? 1 : 0;
+  info.ppEnabledExtensionNames = extensions;
   info.queueCreateInfoCount = 1;
   info.pQueueCreateInfos = &queue;
   check(instance.vkCreateDevice(physical_, &info, nullptr, &handle_), "opening it");

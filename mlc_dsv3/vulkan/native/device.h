@@ -30,6 +30,8 @@ struct Properties {
   int64_t max_allocation = 0;
   int64_t memory = 0;
   int64_t subgroup_size = 0;
+  // The widths of subgroups that a kernel may require, with shuffles between their threads; 0 where it may not.
+  int64_t min_required_subgroup = 0, max_required_subgroup = 0;
   double timestamp_period = 0;  // nanoseconds a tick; 0 where the queue has no timestamps
   bool float16 = false, float64 = false;
   bool storage8 = false, storage16 = false;

@@ -162,6 +162,8 @@ ffi::Map<ffi::String, ffi::Any> as_map(const VulkanDevice& device) {
   map.Set("max_allocation", p.max_allocation);
   map.Set("memory", p.memory);
   map.Set("subgroup_size", p.subgroup_size);
+  map.Set("min_required_subgroup", p.min_required_subgroup);
+  map.Set("max_required_subgroup", p.max_required_subgroup);
   map.Set("float16", p.float16);
   map.Set("float64", p.float64);
   map.Set("storage8", p.storage8);

@@ -14,6 +14,11 @@ const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
   if (pushed > device.properties.max_push_constants)
     TVM_FFI_THROW(ValueError) << "kernel " << name << " pushes " << pushed << " bytes of arguments, and "
                               << device.properties.name << " takes " << device.properties.max_push_constants;
+  int64_t least = device.properties.min_required_subgroup, most = device.properties.max_required_subgroup;
+  if (subgroup_size && (subgroup_size < least || subgroup_size > most))
+    TVM_FFI_THROW(ValueError) << "kernel " << name << " needs subgroups of " << subgroup_size << " threads, and "
+                              << device.properties.name << " has "
+                              << (most ? std::to_string(least) + " to " + std::to_string(most) : "none of a known width");
 
   VkShaderModuleCreateInfo shader{};
   shader.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO;
@@ -35,6 +40,13 @@ const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
     info.stage.stage = VK_SHADER_STAGE_COMPUTE_BIT;
     info.stage.module = module;
     info.stage.pName = "main";
+    VkPipelineShaderStageRequiredSubgroupSizeCreateInfoEXT subgroup{};
+    if (subgroup_size) {
+      subgroup.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT;
+      subgroup.requiredSubgroupSize = subgroup_size;
+      info.stage.pNext = &subgroup;
+      info.stage.flags = VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT_EXT;
+    }
     info.layout = made.layout;
     result = vk.vkCreateComputePipelines(device.handle(), device.pipeline_cache(), 1, &info, nullptr, &made.handle);
     if (result != VK_SUCCESS) {

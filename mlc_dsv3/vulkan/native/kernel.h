@@ -30,6 +30,7 @@ class Kernel {
   uint32_t arguments_size = 0;
   uint32_t block_offset = 0;  // where the first block of a split grid is told, in the arguments' block
   bool indirect = false;      // the arguments are in memory, and their address is pushed
+  uint32_t subgroup_size = 0;  // what the kernel requires; 0 for any
   std::vector<uint32_t> spirv;
 
   struct Pipeline {

@@ -19,7 +19,7 @@ namespace {
 
 namespace ffi = tvm::ffi;
 
-constexpr char kMagic[] = "mlc_vulkan 1";
+constexpr char kMagic[] = "mlc_vulkan 2";
 
 // Reads what it was told is there; throws where the bytes end too early.
 class Reader {
@@ -53,6 +53,7 @@ void read_kernel(Reader& reader, Kernel& kernel) {
   kernel.arguments_size = reader.number<uint32_t>();
   kernel.block_offset = reader.number<uint32_t>();
   kernel.indirect = reader.number<uint8_t>() != 0;
+  kernel.subgroup_size = reader.number<uint32_t>();
   uint32_t arguments = reader.number<uint32_t>();
   for (uint32_t i = 0; i < arguments; i++) {
     auto kind = static_cast<ArgumentKind>(reader.number<uint8_t>());
