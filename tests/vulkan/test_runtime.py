@@ -227,7 +227,7 @@ def test_more_than_all_memory_is_refused_before_the_driver_is_asked() -> None:
 def test_a_shader_that_is_none_and_bytes_that_end_early() -> None:
     make = tvm_ffi.get_global_func("mlc_dsv3.vulkan.make_module")
     with pytest.raises(ValueError, match="end too early"):
-        make(b"\x0c\x00\x00\x00mlc_vulkan 1\x05\x00", "")
+        make(b"\x0c\x00\x00\x00mlc_vulkan 2\x05\x00", "")
     with pytest.raises(ValueError, match="another version"):
         make(b"\x0c\x00\x00\x00mlc_vulkan 0\x00\x00\x00\x00", "")
 
