@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,8 @@ _Key = tuple[str, tuple[int, ...]]  # operator and shape
 class KernelTime:
     """One kernel in a step (or a prompt): `shape` is its last output's, which tells one `linear` from another.
 
-    `launches` are the device's; the CPU has none.
+    `launches` are the device's; the CPU has none. `bytes` are what all its calls together have to move
+    (`traffic.Traffic`).
     """
 
     operator: str
@@ -28,6 +30,7 @@ class KernelTime:
     calls: int
     milliseconds: float
     share: float
+    bytes: int
     launches: int = 0
 
     @property
@@ -40,19 +43,20 @@ class KernelTime:
 class _Run:
     seconds: dict[_Key, float] = field(default_factory=lambda: defaultdict(float))
     calls: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
+    bytes: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
     launches: dict[_Key, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class KernelTimer:
     """Times every kernel that `library` calls while the context is open, in runs that `end_run` ends.
 
-    A GPU is waited for after each, so that a launch's submission is in its time.
-
-    Of each kernel's sums over a run the median is told, so that a run that was disturbed does not count.
+    `count(operator, tensors)` are the bytes that a call has to move. A GPU is waited for after each call, so that a
+    launch's submission is in its time. Of each kernel's sums over a run the median is told, so that a run that was
+    disturbed does not count.
     """
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, library: Library, count: Callable[[str, Sequence[Any]], int]) -> None:
+        self._library, self._count = library, count
         self._runs: list[_Run] = []
         self._run = _Run()
         self._started, self._launched = 0.0, 0
@@ -75,9 +79,11 @@ class KernelTimer:
             memory.wait()
             ended = time.perf_counter()
             if not before:
-                key = (str(symbol), _output_shape(arguments))
+                tensors = [argument for argument in arguments if hasattr(argument, "shape")]
+                key = (str(symbol), _output_shape(tensors))
                 self._run.seconds[key] += ended - self._started
                 self._run.calls[key] += 1
+                self._run.bytes[key] += self._count(str(symbol), tensors)
                 self._run.launches[key] += memory.launches() - self._launched
             self._launched = memory.launches()
             self._started = time.perf_counter()
@@ -85,16 +91,16 @@ class KernelTimer:
 
     def kernels(self) -> list[KernelTime]:
         """What was timed, the longest first."""
-        calls, launches = self._runs[0].calls, self._runs[0].launches
-        seconds = {key: statistics.median(run.seconds[key] for run in self._runs) for key in calls}
+        first = self._runs[0]
+        seconds = {key: statistics.median(run.seconds[key] for run in self._runs) for key in first.calls}
         total = sum(seconds.values())
         found = [
-            KernelTime(*key, calls[key], taken * 1e3, taken / total, launches[key]) for key, taken in seconds.items()
+            KernelTime(*key, first.calls[key], taken * 1e3, taken / total, first.bytes[key], first.launches[key])
+            for key, taken in seconds.items()
         ]
         return sorted(found, key=lambda kernel: -kernel.milliseconds)
 
 
-def _output_shape(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+def _output_shape(tensors: Sequence[Any]) -> tuple[int, ...]:
     """A kernel's outputs are its last tensors."""
-    shapes = [argument.shape for argument in arguments if hasattr(argument, "shape")]
-    return tuple(map(int, shapes[-1])) if shapes else ()
+    return tuple(map(int, tensors[-1].shape)) if tensors else ()

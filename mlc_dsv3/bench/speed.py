@@ -12,6 +12,7 @@ import numpy as np
 from mlc_dsv3.bench.counting import chunks
 from mlc_dsv3.bench.memory import rss_anon
 from mlc_dsv3.bench.profile import KernelTime, KernelTimer
+from mlc_dsv3.bench.traffic import StepSize, Traffic
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.model import CompiledModel
 from mlc_dsv3.weights import Artifact
@@ -56,6 +57,7 @@ class SpeedBench:
         self._load_seconds = time.perf_counter() - started
         self._pages = np.arange(1, sequences * pages + 1, dtype=np.int32).reshape(sequences, pages)
         self._random = np.random.default_rng(0)
+        self._size = StepSize(0, 0)  # of the step that runs
 
     def first_token(self) -> Startup:
         """Run a short prompt and take its likeliest next token; for the first call after loading."""
@@ -90,14 +92,14 @@ class SpeedBench:
 
     def profile_prefill(self, depth: int, tokens: int) -> list[KernelTime]:
         """Time of each kernel in a prompt; being watched slows the whole down."""
-        with KernelTimer(self._model.library) as timer:
+        with self._timer() as timer:
             self.prefill(depth, tokens)
             timer.end_run()
         return timer.kernels()
 
     def profile_steps(self, depth: int, shapes: Sequence[StepShape]) -> list[list[KernelTime]]:
         """Time of each kernel in a step of each shape; the shapes take turns, so that they can be compared."""
-        timers = [KernelTimer(self._model.library) for _ in shapes]
+        timers = [self._timer() for _ in shapes]
         for step in range(_PROFILED_STEPS):
             for shape, timer in zip(shapes, timers, strict=True):
                 with timer:
@@ -109,8 +111,16 @@ class SpeedBench:
         """What is held now. The machine gives no memory back between steps, so that after them this is the peak."""
         return Memory(rss_anon(), self._model.cache_bytes())
 
+    def _timer(self) -> KernelTimer:
+        cache = tuple(map(int, self._model.caches[0].shape))
+        traffic = Traffic(self._model.config, self._metadata.quantization, cache)
+        return KernelTimer(
+            self._model.library, lambda operator, tensors: traffic.call_bytes(operator, tensors, self._size)
+        )
+
     def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> np.ndarray:
         rows = shape.sequences * shape.rows
+        self._size = StepSize(rows, shape.sequences * (position + shape.rows))
         sequences = np.repeat(np.arange(shape.sequences, dtype=np.int32), shape.rows)
         positions = np.tile(np.arange(position, position + shape.rows, dtype=np.int32), shape.sequences)
         batch = Batch(

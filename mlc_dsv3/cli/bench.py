@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify", default="2", metavar="N,N", help="rows of steps that verify drafts, beside decoding (2; 0: none)"
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="prefills, and turns with --versus (3)")
-    parser.add_argument("--profile", action="store_true", help="time and share of each kernel, in a pass of its own")
+    parser.add_argument("--profile", action="store_true", help="time and bytes of each kernel, in a pass of its own")
     parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw speed and roofline; needs {PLOT}")
     parser.add_argument(
         "--versus",

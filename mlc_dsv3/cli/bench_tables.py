@@ -109,17 +109,28 @@ def _print_peer(results: Sequence[dict[str, Any]]) -> None:
 def _print_profile(result: dict[str, Any]) -> None:
     print(f"{_title(result)} in {result['quantization']}, depth {result['depth']}, batch {result['batch']}, by kernel")
     shown = [kernel for kernel in result["profile"] if kernel["share"] >= _LEAST_SHARE]
+    # The CPU has no launches.
+    counted = [name for name in ("calls", "launches") if any(kernel[name] for kernel in shown)]
     rows = [
-        (kernel["operator"], "×".join(map(str, kernel["shape"])), str(kernel["calls"]), *_time(kernel))
+        (
+            kernel["operator"],
+            "×".join(map(str, kernel["shape"])),
+            *(str(kernel[name]) for name in counted),
+            *_time(kernel),
+        )
         for kernel in shown
     ]
     sums = [
-        {key: sum(kernel[key] for kernel in some) for key in ("milliseconds", "share")}
+        {key: sum(kernel[key] for kernel in some) for key in ("milliseconds", "share", "bytes")}
         for some in ([kernel for kernel in result["profile"] if kernel not in shown], result["profile"])
     ]
-    rows += [(name, "", "", *_time(total)) for name, total in zip(("others", "all"), sums, strict=True)]
-    print_table(rows, ("operator", "last output", "calls", "ms", "share"))
+    rows += [
+        (name, "", *("" for _ in counted), *_time(total)) for name, total in zip(("others", "all"), sums, strict=True)
+    ]
+    print_table(rows, ("operator", "last output", *counted, "ms", "share", "MB", "GB/s"))
 
 
-def _time(kernel: dict[str, Any]) -> tuple[str, str]:
-    return f"{kernel['milliseconds']:.3f}", f"{kernel['share']:.1%}"
+def _time(kernel: dict[str, Any]) -> tuple[str, ...]:
+    milliseconds, nbytes = kernel["milliseconds"], kernel["bytes"]
+    speed = nbytes / milliseconds / 1e6 if milliseconds else 0.0
+    return f"{milliseconds:.3f}", f"{kernel['share']:.1%}", f"{nbytes / 1e6:.3f}", f"{speed:.1f}"

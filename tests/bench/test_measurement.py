@@ -22,7 +22,7 @@ def scale(peer: str | None = None) -> Scale:
 
 
 def kernel(operator: str, milliseconds: float) -> KernelTime:
-    return KernelTime(operator, (1, 8), 1, milliseconds, 0.5)
+    return KernelTime(operator, (1, 8), 1, milliseconds, 0.5, 0)
 
 
 def test_a_decode_steps_figures_come_from_its_median_and_its_middle_depth() -> None:

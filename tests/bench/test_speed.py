@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlc_dsv3.bench.profile import KernelTimer
+from mlc_dsv3.bench.counting import step_bytes
 from mlc_dsv3.bench.speed import SpeedBench, StepShape
 
 
@@ -62,10 +62,21 @@ def test_the_profile_has_every_kernel_of_a_step(bench: SpeedBench) -> None:
     head = (2, config.vocab_size)
     assert any(kernel.shape == (3, config.vocab_size) for kernel in wider)
     assert any(kernel.shape == head for kernel in kernels), "the head's output tells it from other products"
+    assert all(kernel.bytes > 0 for kernel in kernels)
+
+
+def test_a_steps_kernels_move_what_the_step_has_to_read_and_little_more(bench: SpeedBench) -> None:
+    """The weights and the cache, counted from the configuration, and beside them small activations."""
+    (kernels,) = bench.profile_steps(30, [StepShape(1, 1)])
+    config, metadata = bench._model.config, bench._model.metadata
+    token = metadata.cache_width * np.dtype(metadata.cache_dtype).itemsize
+    least = step_bytes(config, metadata.quantization, token, depth=31)
+    moved = sum(kernel.bytes for kernel in kernels)
+    assert least < moved < 1.25 * least
 
 
 def test_watching_ends_with_the_profile(bench: SpeedBench) -> None:
-    with KernelTimer(bench._model.library) as timer:
+    with bench._timer() as timer:
         bench.prefill(0, 8)
     assert timer._run.calls
     watched = dict(timer._run.calls)
