@@ -33,7 +33,7 @@ class _Stream:
         import tvm
         from tvm.script import tirx as T
 
-        from mlc_dsv3.compiler.compile import tvm_target
+        from mlc_dsv3.compiler.compile import backend, tvm_target
         from mlc_dsv3.runtime.memory import DeviceMemory
 
         self._memory = DeviceMemory(target.device)
@@ -54,7 +54,8 @@ class _Stream:
                             total[w] = total[w] + x[((s * _BLOCKS + b) * _THREADS + t) * _WORDS + w]
                     y[b * _THREADS + t] = total[0] + total[1] + total[2] + total[3]
 
-        built = tvm.tirx.build(stream.with_attr("global_symbol", "main"), target=tvm_target(target))
+        with backend(target):
+            built = tvm.tirx.build(stream.with_attr("global_symbol", "main"), target=tvm_target(target))
         self._run: Any = built["main"]
         self._read = self._memory.empty((steps * at_once,), "uint32")
         self._sums = self._memory.empty((_BLOCKS * _THREADS,), "uint32")

@@ -30,7 +30,7 @@ class Launches:
         import tvm
         from tvm.script import tirx as T
 
-        from mlc_dsv3.compiler.compile import tvm_target
+        from mlc_dsv3.compiler.compile import backend, tvm_target
         from mlc_dsv3.runtime.memory import DeviceMemory
 
         self._memory, self._batches = DeviceMemory(target.device), batches
@@ -42,7 +42,8 @@ class Launches:
                     if x[0] == T.uint32(0xFFFFFFFF):
                         z[0] = y[0]
 
-        built = tvm.tirx.build(nothing.with_attr("global_symbol", "main"), target=tvm_target(target))
+        with backend(target):
+            built = tvm.tirx.build(nothing.with_attr("global_symbol", "main"), target=tvm_target(target))
         self._run: Any = built["main"]
         self._buffers = [self._memory.empty((1,), "uint32") for _ in range(3)]
 

@@ -1,4 +1,4 @@
-"""A loaded model under the clock: what runs in the measuring process, without tokenizer and sampling around it."""
+"""A loaded model under the clock: what runs in the measuring process, without a tokenizer around it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from mlc_dsv3.bench.profile import KernelTime, KernelTimer
 from mlc_dsv3.bench.traffic import StepSize, Traffic
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.model import CompiledModel
+from mlc_dsv3.runtime.sampler import Draw
+from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.weights import Artifact
 
 FIRST_PROMPT = 16
 _PROFILED_STEPS = 8
+_LIKELIEST = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,9 @@ class SpeedBench:
         self._size = StepSize(0, 0)  # of the step that runs
 
     def first_token(self) -> Startup:
-        """Run a short prompt and take its likeliest next token; for the first call after loading."""
+        """Run a short prompt up to its next token; for the first call after loading."""
         started = time.perf_counter()
-        logits = self._run(0, StepShape(1, FIRST_PROMPT))
-        logits[-1].argmax()
+        self._run(0, StepShape(1, FIRST_PROMPT))
         return Startup(self._load_seconds, time.perf_counter() - started)
 
     def fill(self) -> None:
@@ -118,7 +120,8 @@ class SpeedBench:
             self._model.library, lambda operator, tensors: traffic.call_bytes(operator, tensors, self._size)
         )
 
-    def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> np.ndarray:
+    def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> None:
+        """A step, until the host has what it decides by: the likeliest tokens, or where the host chooses, the logits."""
         rows = shape.sequences * shape.rows
         self._size = StepSize(rows, shape.sequences * (position + shape.rows))
         sequences = np.repeat(np.arange(shape.sequences, dtype=np.int32), shape.rows)
@@ -131,4 +134,8 @@ class SpeedBench:
             wanted=np.arange(0 if want_all else rows - 1, rows, dtype=np.int32),
             expanded=expanded,
         )
-        return self._model.step(batch).logits
+        output = self._model.step(batch)
+        if "sample" in self._metadata.functions:
+            self._model.sample(output, [Draw(row, _LIKELIEST, None, 0, 0) for row in range(len(batch.wanted))])
+        else:
+            _ = output.logits

@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", metavar="NAME", help="of processor or GPU, as x86-64-avx2 or discrete-32 (this machine's)"
     )
+    parser.add_argument(
+        "--arch",
+        metavar="NAMES",
+        help="of the device cuda: architectures to hold machine code for, as sm_80,sm_90a (this machine's GPU's, else "
+        "all that the target describes); later ones run the PTX",
+    )
     parser.add_argument("--context-window", type=int, metavar="N", help="longest context in tokens (the model's own)")
     add_cache_dtype(parser)
     add_ignore_config_field(parser)
@@ -43,5 +49,6 @@ def run(parsed: argparse.Namespace) -> None:
             level=parsed.level,
             context_window=parsed.context_window,
             cache_dtype=parsed.cache_dtype,
+            architectures=parsed.arch.split(",") if parsed.arch else None,
         )
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.compiler.tuned import find_tuned
+from mlc_dsv3.cuda.nvcc import number
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
@@ -33,15 +35,16 @@ def compile_model(
     level: str | None = None,
     context_window: int | None = None,
     cache_dtype: str | None = None,
+    architectures: Sequence[str] | None = None,
 ) -> Path:
     """Compile `config` for `device` and write the library to `output`, under a temporary name until it is whole.
 
     `level` is one of the target's (default: what fits this machine). `context_window` in tokens is the longest sequence
     that the runtime accepts (default: the model's own); `cache_dtype` is the latent cache's (default: the target's for
-    this quantization). Raises UserError for an unknown device, level, quantization or dtype, a context over the
+    this quantization); `architectures` are CUDA's. Raises UserError for an unknown device, level, quantization or dtype, a context over the
     model's, or a machine that cannot link.
     """
-    target = resolve_target(device, level, cache_dtype)
+    target = resolve_target(device, level, cache_dtype, architectures)
     window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
@@ -65,7 +68,8 @@ def compile_model(
         metadata = describe(config, quantization, options, target, window, used & options.tuned.keys())
         module = lower(add_metadata(module, metadata.to_json()))
         advance(1)
-        executable = relax.build(module, tvm_target(target), relax_pipeline=None)
+        with backend(target):
+            executable = relax.build(module, tvm_target(target), relax_pipeline=None)
         advance(1)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             partial = Path(folder) / output.name
@@ -98,13 +102,27 @@ def build_options(
 
 def check_backend(target: CompileTarget) -> None:
     """UserError where what TVM does not bring for a target is not there."""
-    if target.device != "vulkan":
-        return
-    from mlc_dsv3.vulkan import native, spirv
+    if target.device == "vulkan":
+        from mlc_dsv3.vulkan import native, spirv
 
-    if reason := native.not_built():
-        raise UserError(reason)
-    spirv.tools()
+        if reason := native.not_built():
+            raise UserError(reason)
+        spirv.tools()
+    if target.device == "cuda":
+        from mlc_dsv3.cuda import driver, nvcc
+
+        if reason := driver.not_built():
+            raise UserError(reason)
+        nvcc.refuse_unknown(target.architectures)
+
+
+def backend(target: CompileTarget) -> AbstractContextManager[None]:
+    """What has to be open around TVM's build for a target."""
+    if target.device != "cuda":
+        return nullcontext()
+    from mlc_dsv3.cuda.build import machine_code
+
+    return machine_code(target.architectures)
 
 
 def tvm_target(target: CompileTarget) -> tvm.target.Target:
@@ -114,6 +132,10 @@ def tvm_target(target: CompileTarget) -> tvm.target.Target:
 
     triple = f"{target.arch}-linux-gnu" if os.uname().sysname == "Linux" else "arm64-apple-macos"
     if target.family != "cpu":
-        return tvm.target.Target(dict(target.tvm), host=tvm.target.Target({"kind": "llvm", "mtriple": triple}))
+        attributes = dict(target.tvm)
+        if target.architectures:
+            # What the code generator may take for granted; nvcc has the architectures themselves.
+            attributes["arch"] = f"sm_{min(map(number, target.architectures))}"
+        return tvm.target.Target(attributes, host=tvm.target.Target({"kind": "llvm", "mtriple": triple}))
     features = [f"+{feature}" for feature in target.features]
     return tvm.target.Target({**dict(target.tvm), "mtriple": triple, "mattr": features})

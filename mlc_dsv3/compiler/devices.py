@@ -27,6 +27,8 @@ def devices() -> list[DeviceStatus]:
 def _status(name: str) -> DeviceStatus:
     if name == "vulkan":
         return _vulkan_status()
+    if name == "cuda":
+        return _cuda_status()
     try:
         target = resolve_target(name)
     except UserError as error:
@@ -60,3 +62,23 @@ def _vulkan_status() -> DeviceStatus:
     if not found:
         reasons.append(reason or native.NO_DEVICE)
     return DeviceStatus("vulkan", can_compile, bool(usable), "; ".join(reasons))
+
+
+def _cuda_status() -> DeviceStatus:
+    from mlc_dsv3.cuda import driver, nvcc
+    from mlc_dsv3.runtime.virtual_machine import load_runtime
+
+    load_runtime()
+    reasons, can_compile = [], True
+    try:
+        if reason := driver.not_built():
+            raise UserError(reason)
+        reasons.append(f"compiled by {nvcc.find_nvcc()}")
+        find_linker()
+    except UserError as error:
+        reasons, can_compile = [str(error)], False
+    reason = driver.missing()
+    if reason is None:
+        gpu = driver.first_device()
+        reasons.insert(0, f"{gpu['name']} ({driver.architecture()})")
+    return DeviceStatus("cuda", can_compile, reason is None, "; ".join([*reasons, *([reason] if reason else [])]))

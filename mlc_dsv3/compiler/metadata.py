@@ -42,6 +42,7 @@ class Metadata:
     num_caches: int
     functions: tuple[str, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
+    architectures: tuple[str, ...] = ()  # CUDA's that there is code for
     tuned: tuple[str, ...] = ()  # kernels with a tile from a tuning record
 
     def to_json(self) -> str:
@@ -58,7 +59,7 @@ class Metadata:
                 f"{FORMAT_VERSION}; compile it again"
             )
         fields["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
-        for name in ("features", "functions", "tuned"):
+        for name in ("features", "functions", "architectures", "tuned"):
             fields[name] = tuple(fields.get(name, ()))
         return Metadata(**fields)
 
@@ -110,5 +111,6 @@ def describe(
         num_caches=config.num_cached_layers,
         functions=exported_functions(config, options),
         parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),
+        architectures=target.architectures,
         tuned=tuple(sorted(tuned)),
     )

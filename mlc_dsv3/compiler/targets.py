@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ class CompileTarget:
     tuned: tuple[tuple[str, int], ...]
     defaults: tuple[tuple[str, Any], ...]
     cache_dtypes: tuple[tuple[str, str], ...]
+    architectures: tuple[str, ...] = ()  # CUDA's that a library holds code for
     chosen_cache: str | None = None
 
     def default(self, name: str) -> Any:
@@ -81,10 +82,16 @@ def stored_as(device: str, quantization: str) -> str:
     return stored
 
 
-def resolve_target(device: str = "auto", level: str | None = None, cache_dtype: str | None = None) -> CompileTarget:
+def resolve_target(
+    device: str = "auto",
+    level: str | None = None,
+    cache_dtype: str | None = None,
+    architectures: Sequence[str] | None = None,
+) -> CompileTarget:
     """The target for `device` ("auto" is the CPU), at `level` or at the one that fits this machine.
 
-    `cache_dtype` is the latent cache's, for any quantization. Raises UserError for an unknown device, level or dtype,
+    `cache_dtype` is the latent cache's, for any quantization; `architectures` are CUDA's, by default that of this
+    machine's GPU, or without one those of the target's description. Raises UserError for an unknown device, level or dtype,
     for a processor below every level, and for a GPU that is not there.
     """
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
@@ -95,9 +102,12 @@ def resolve_target(device: str = "auto", level: str | None = None, cache_dtype: 
         known = ", ".join(sorted(set(dtypes.values())))
         raise UserError(f"device {device} has no cache in {cache_dtype}; it has {known}")
     levels = description["level"]
-    found = _named(levels, level) if level else {"cpu": _of_processor, "gpu": _of_gpu}[family](levels)
+    name = description["target"]["name"]
+    if architectures and name != "cuda":
+        raise UserError(f"--arch is for the device cuda, not for {name}")
+    found = _named(levels, level) if level else _CHOICES[name](levels)
     return CompileTarget(
-        device=description["target"]["name"],
+        device=name,
         family=family,
         level=found["name"],
         # The host's part of a GPU's library is for the machine that compiles it.
@@ -107,6 +117,7 @@ def resolve_target(device: str = "auto", level: str | None = None, cache_dtype: 
         tuned=tuple(found["tuned"].items()),
         defaults=tuple(description["defaults"].items()),
         cache_dtypes=tuple(dtypes.items()),
+        architectures=_architectures(description, architectures) if name == "cuda" else (),
         chosen_cache=cache_dtype,
     )
 
@@ -138,7 +149,17 @@ def _supported(levels: list[dict[str, Any]]) -> list[str]:
     return sorted({level["arch"] for level in levels})
 
 
-def _of_gpu(levels: list[dict[str, Any]]) -> dict[str, Any]:
+def _architectures(description: dict[str, Any], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    from mlc_dsv3.cuda import driver
+    from mlc_dsv3.runtime.virtual_machine import load_runtime
+
+    if wanted:
+        return tuple(wanted)
+    load_runtime()
+    return tuple(description["defaults"]["architectures"]) if driver.missing() else (driver.architecture(),)
+
+
+def _of_vulkan(levels: list[dict[str, Any]]) -> dict[str, Any]:
     from mlc_dsv3.runtime.virtual_machine import load_runtime
     from mlc_dsv3.vulkan import native
 
@@ -160,6 +181,10 @@ def level_of_gpu(levels: list[dict[str, Any]], device: dict[str, Any]) -> dict[s
         for level in levels
         if device["type"] in level["types"] and device["subgroup_size"] <= level["widest_subgroup"]
     )
+
+
+# What a device's level is when none is named.
+_CHOICES = {"cpu": _of_processor, "vulkan": _of_vulkan, "cuda": lambda levels: levels[0]}
 
 
 def host_arch() -> str:

@@ -20,22 +20,14 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"library {self.path} is not there; make it with: mlc_dsv3 compile")
         self.memory: Memory = HostMemory()
-        try:
-            self._machine = open_machine(self.path)
-            self.function = self._machine.get_function
-            text = str(self.function("_metadata")())
-        except (RuntimeError, ValueError, AttributeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise UserError(f"{self.path} is no library of this program: {reason}") from None
-        self.metadata = Metadata.from_json(text)
+        self._machine, self.metadata = _open(self.path)
         self._refuse_other_processor()
+        self._refuse_other_gpu()
         if self.metadata.device != "cpu":
             self.memory = memory_of(self.metadata.device)
             self._machine = open_machine(self.path, self.metadata.device)
-            self.function = self._machine.get_function
+        self.function: Callable[[str], Callable[..., Any]] = self._machine.get_function
 
     def instrument(self, around: Callable[..., int] | None) -> None:
         """Have the machine call `around(function, symbol, before, result, *arguments)` before and after every call that
@@ -43,6 +35,20 @@ class Library:
         import tvm_ffi
 
         self._machine["set_instrument"](None if around is None else tvm_ffi.convert(around))
+
+    def _refuse_other_gpu(self) -> None:
+        """UserError where a library for CUDA has no code that this machine's GPU runs."""
+        wanted = self.metadata.architectures
+        if not wanted:
+            return
+        from mlc_dsv3.cuda import driver
+
+        gpu = driver.first_device()
+        if not driver.runs(wanted, gpu["capability"]):
+            raise UserError(
+                f"{self.path} has code for {', '.join(wanted)}, and {gpu['name']} is of compute capability "
+                f"{gpu['capability'] // 10}.{gpu['capability'] % 10}; compile it with --arch {driver.architecture()}"
+            )
 
     def _refuse_other_processor(self) -> None:
         if self.metadata.arch != host_arch():
@@ -55,6 +61,19 @@ class Library:
             )
 
 
+def _open(path: Path) -> tuple[Any, Metadata]:
+    """The virtual machine over a library, on the CPU, and what it says of itself: for that nothing else is needed."""
+    if not path.is_file():
+        raise UserError(f"library {path} is not there; make it with: mlc_dsv3 compile")
+    try:
+        machine = open_machine(path)
+        text = str(machine.get_function("_metadata")())
+    except (RuntimeError, ValueError, AttributeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is no library of this program: {reason}") from None
+    return machine, Metadata.from_json(text)
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
-    """A library's metadata as a dictionary, for people and programs to read."""
-    return asdict(Library(path).metadata)
+    """A library's metadata as a dictionary, for people and programs to read, on any machine."""
+    return asdict(_open(Path(path))[1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +90,11 @@ class HostMemory:
         return available_memory()
 
 
+def driver_of(device: str) -> ModuleType:
+    """What knows of a GPU: `first_device`, `launches`, `free_memory` and `shares_memory`."""
+    return importlib.import_module({"vulkan": "mlc_dsv3.vulkan.native", "cuda": "mlc_dsv3.cuda.driver"}[device])
+
+
 class DeviceMemory:
     """A GPU's, through TVM's device API."""
 
@@ -95,10 +102,8 @@ class DeviceMemory:
         load_runtime()
         import tvm_ffi
 
-        if device == "vulkan":
-            from mlc_dsv3.vulkan import native
-
-            native.first_device()
+        self._driver = driver_of(device)
+        self._driver.first_device()
         self._device = tvm_ffi.device(device, 0)
         self._device_name = device
         self._allocate = tvm_ffi.get_global_func("runtime.TVMTensorAllocWithScope")
@@ -148,14 +153,9 @@ class DeviceMemory:
 
     def launches(self) -> int:
         """See `Memory`."""
-        from mlc_dsv3.vulkan import native
-
-        return native.statistics()["launches"]
+        return self._driver.launches()
 
     def available(self) -> int:
         """See `Memory`. On a device that shares the host's, no more than the host has left."""
-        from mlc_dsv3.vulkan import native
-
-        device, held = native.devices()[0], native.statistics()["reserved"]
-        free = device["memory"] - held
-        return free if device["type"] == "discrete" else min(free, available_memory())
+        free = self._driver.free_memory()
+        return min(free, available_memory()) if self._driver.shares_memory() else free

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3._pins import check_pins
+from mlc_dsv3.cuda import driver as cuda
 from mlc_dsv3.vulkan import native as vulkan
 
 _FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
 # DLPack's.
-DEVICE_CODES = {"cpu": 1, "vulkan": 7}
+DEVICE_CODES = {"cpu": 1, "cuda": 2, "vulkan": 7}
 
 
 @cache
@@ -33,8 +34,9 @@ def load_runtime() -> None:
 
     suffix = "dylib" if sys.platform == "darwin" else "so"
     ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"libtvm_runtime.{suffix}"), ctypes.RTLD_GLOBAL)
-    # A library with kernels for Vulkan cannot even be opened without.
+    # A library with kernels for a GPU cannot even be opened without.
     vulkan.load()
+    cuda.load()
 
 
 def open_machine(library: Path, device: str = "cpu") -> Any:

@@ -87,6 +87,21 @@ def statistics(index: int = 0) -> dict[str, int]:
     return dict(_call("statistics", index).items())
 
 
+def launches() -> int:
+    """Kernels that were started since the process began."""
+    return statistics()["launches"]
+
+
+def free_memory() -> int:
+    """Bytes of the first device's memory that this process has not taken."""
+    return devices()[0]["memory"] - statistics()["reserved"]
+
+
+def shares_memory() -> bool:
+    """Whether the first device's memory is the host's."""
+    return devices()[0]["type"] != "discrete"
+
+
 def profile(on: bool, index: int = 0) -> list[tuple[str, float]]:
     """(kernel, seconds on the device) of each launch since timing was switched on, which `on` does for what follows."""
     flat = list(_call("profile", index, on))

@@ -63,7 +63,7 @@ def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callabl
     # Until float32 first rounds a value that lies between two codes to the other one, everything is the same; from
     # there on all tokens see another cache, and what differs is as large as the rounding to 8 bits itself. Attention in
     # 16-bit integers, over a cache in 8 bits, differs from the start.
-    assert cache_dtype == "int8" or np.all(difference[:3] <= TOLERANCE)
+    assert cache_dtype == "int8" or difference[0] <= TOLERANCE
     assert np.sqrt(np.mean((found - expected) ** 2)) <= ROUNDED * expected.std()
     assert np.array_equal(chosen.prefill(prompt, 1).logits, found)
 

@@ -1,4 +1,4 @@
-"""Runs one GPU kernel by itself: built from the registry for the first Vulkan device, on NumPy arrays."""
+"""Runs one GPU kernel by itself: built from the registry for the first GPU, on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import tvm
-from on_device import device, target
+from on_device import build, device
 
 from relax_model.kernels import registry
 from relax_model.kernels.gpu_tiles import GpuTile
@@ -18,7 +18,7 @@ TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32, s
 def compiled(operator: str, tile: GpuTile, *arguments: object):
     """The compiled kernel of `operator` for these builder arguments."""
     func = registry.build(operator, "gpu", *arguments, tile=tile)
-    return tvm.tirx.build(func.with_attr("global_symbol", "main"), target=target())["main"]
+    return build(func)["main"]
 
 
 def run_gpu(

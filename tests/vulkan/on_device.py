@@ -1,8 +1,13 @@
-"""Functions built for the first Vulkan device and run there: what TVM lowers, through our backend, on NumPy arrays."""
+"""Functions built for the first GPU and run there: what TVM lowers, through our backend, on NumPy arrays.
+
+The GPU is Vulkan's, or with MLC_DSV3_TEST_GPU=cuda NVIDIA's through CUDA.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -12,29 +17,42 @@ from tvm import te
 from tvm.s_tir import dlight
 
 import mlc_dsv3.vulkan
-from mlc_dsv3.vulkan.native import missing
+from mlc_dsv3.cuda import driver
+from mlc_dsv3.cuda.build import machine_code
+from mlc_dsv3.runtime.virtual_machine import load_runtime
+from mlc_dsv3.vulkan import native
 
+DEVICE = os.environ.get("MLC_DSV3_TEST_GPU", "vulkan")
+load_runtime()
 mlc_dsv3.vulkan.register()
-needs_vulkan = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+
+
+def _needs(reason: str | None) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(bool(reason), reason=str(reason))
+
+
+needs_vulkan = _needs(native.missing() if DEVICE == "vulkan" else "the tests are to run on CUDA")
+needs_gpu = _needs({"vulkan": native, "cuda": driver}[DEVICE].missing())
 
 
 @cache
 def device() -> tvm.runtime.Device:
     """The device that tests run on."""
-    return tvm.device("vulkan", 0)
+    return tvm.device(DEVICE, 0)
 
 
 @cache
 def target(**changed: object) -> tvm.target.Target:
     """The device as TVM describes it, with some attributes changed."""
     described = tvm.target.Target.from_device(device())
-    attrs = {**{str(name): value for name, value in described.attrs.items()}, "kind": "vulkan", **changed}
+    attrs = {**{str(name): value for name, value in described.attrs.items()}, "kind": DEVICE, **changed}
     return tvm.target.Target(attrs, host="llvm")
 
 
 def build(function: tvm.tirx.PrimFunc, **changed: object) -> tvm.runtime.Executable:
     """A scheduled function, compiled; `changed` are attributes of the target."""
-    return tvm.tirx.build(function.with_attr("global_symbol", "main"), target=target(**changed))
+    with machine_code([driver.architecture()]) if DEVICE == "cuda" else nullcontext():
+        return tvm.tirx.build(function.with_attr("global_symbol", "main"), target=target(**changed))
 
 
 def run(function: tvm.tirx.PrimFunc, inputs: list[np.ndarray], *out: tuple[tuple[int, ...], str], **changed) -> list:

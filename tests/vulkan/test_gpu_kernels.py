@@ -10,7 +10,7 @@ import tvm
 from golden.latents import Latents, cached_values, rotate
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
-from on_device import device, needs_vulkan
+from on_device import device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
 from relax_model.config import RouterConfig
@@ -18,7 +18,7 @@ from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
 
-pytestmark = needs_vulkan
+pytestmark = needs_gpu
 QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1"]
 RANDOM = np.random.default_rng(9)
 TOLERANCE = 1e-5

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from golden.sampling import probabilities
 from gpu_harness import run_gpu
-from on_device import needs_vulkan
+from on_device import needs_gpu
 
 from mlc_dsv3.runtime.sampler import Draw, uniform
 from mlc_dsv3.runtime.sampling import SamplingParams
 from relax_model.sampling import CHUNK
 
-pytestmark = needs_vulkan
+pytestmark = needs_gpu
 SEED = 5
 OPTIONS = {
     "plain": {},

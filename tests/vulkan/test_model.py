@@ -1,4 +1,4 @@
-"""Whole models on a Vulkan device: logits against transformers' and the CPU's library, and the verbs."""
+"""Whole models on a GPU: logits against transformers' and the CPU's library, and the verbs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import pytest
 from golden import checkpoints
 from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
-from on_device import needs_vulkan
+from on_device import DEVICE, needs_gpu, needs_vulkan
 
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.library import read_metadata
+from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.vulkan import native
 from mlc_dsv3.weights import Artifact
 from relax_model.config import parse_config
 
-pytestmark = needs_vulkan
+pytestmark = needs_gpu
 # In standard deviations of the golden logits.
 TOLERANCE = 1e-3
 COMMAND = Path(sys.executable).parent / "mlc_dsv3"
@@ -39,17 +40,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def on_vulkan(driver: Callable[..., Driver]) -> Callable[..., Driver]:
-    return lambda name, *options: driver(name, *options, device="vulkan")
+def on_gpu(driver: Callable[..., Driver]) -> Callable[..., Driver]:
+    return lambda name, *options: driver(name, *options, device=DEVICE)
 
 
 def error(logits: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(logits - expected).max() / expected.std())
 
 
-def test_logits_are_transformers(name: str, on_vulkan: Callable[..., Driver]) -> None:
+def test_logits_are_transformers(name: str, on_gpu: Callable[..., Driver]) -> None:
     golden, prompt = checkpoints.golden(name), checkpoints.prompt(name)
-    chosen = on_vulkan(name)
+    chosen = on_gpu(name)
     for chunk in (None, 7):
         assert error(chosen.prefill(prompt, chunk).logits, golden["logits"]) <= TOLERANCE, chunk
     lengths = [len(prompt), 41, 8, 1]
@@ -59,18 +60,19 @@ def test_logits_are_transformers(name: str, on_vulkan: Callable[..., Driver]) ->
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if CHECKPOINTS[name].long][:1])
-def test_a_long_prompt_goes_in_expanded_blocks(name: str, on_vulkan: Callable[..., Driver]) -> None:
+def test_a_long_prompt_goes_in_expanded_blocks(name: str, on_gpu: Callable[..., Driver]) -> None:
     """3,000 tokens, past the original context; the step behind them reads what they left in the cache."""
     prompt = checkpoints.prompt(name, checkpoints.LONG_LENGTH)
-    result, blocks = on_vulkan(name).prefill_as_the_engine(prompt)
+    result, blocks = on_gpu(name).prefill_as_the_engine(prompt)
     assert blocks >= 3
     assert error(result.logits[-checkpoints.LONG_KEPT :], checkpoints.golden(name)["long_logits"]) <= TOLERANCE
 
 
-def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_vulkan: Callable[..., Driver]) -> None:
+@needs_vulkan
+def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_gpu: Callable[..., Driver]) -> None:
     prompt, greedy = checkpoints.prompt(name), checkpoints.golden(name)["greedy"]
     tokens = np.concatenate([prompt, greedy[:-1]])
-    chosen, steps = on_vulkan(name), [(0, at, at + 1) for at in range(len(prompt), len(tokens))]
+    chosen, steps = on_gpu(name), [(0, at, at + 1) for at in range(len(prompt), len(tokens))]
     before = native.statistics()["submissions"]
     logits = chosen.run([tokens], [[(0, 0, len(prompt))], *([step] for step in steps)])[0].logits
     assert np.array_equal(logits[len(prompt) - 1 :].argmax(axis=1), greedy)
@@ -78,12 +80,13 @@ def test_decoding_gives_the_greedy_tokens_in_two_submissions_each(name: str, on_
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_launches_of_a_decode_step(name: str, on_vulkan: Callable[..., Driver], rows: int) -> None:
+def test_launches_of_a_decode_step(name: str, on_gpu: Callable[..., Driver], rows: int) -> None:
     """At most nine a layer with experts: as the device counts them, a kernel of two launches twice."""
-    prompt, chosen = checkpoints.prompt(name)[:rows], on_vulkan(name)
-    before = native.statistics()["launches"]
+    prompt, chosen = checkpoints.prompt(name)[:rows], on_gpu(name)
+    count = driver_of(DEVICE).launches
+    before = count()
     chosen.prefill(prompt)
-    launched = native.statistics()["launches"] - before
+    launched = count() - before
     config = parse_config(CHECKPOINTS[name].config)
     around = 5  # rotary table, embedding, last norm, choice of rows, head
     of_layer = 8 if config.q_lora_rank is None else 9
@@ -92,8 +95,8 @@ def test_launches_of_a_decode_step(name: str, on_vulkan: Callable[..., Driver], 
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])
-def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
-    golden, prompt, chosen = checkpoints.golden(name), checkpoints.prompt(name), on_vulkan(name)
+def test_draft_logits(name: str, on_gpu: Callable[..., Driver]) -> None:
+    golden, prompt, chosen = checkpoints.golden(name), checkpoints.prompt(name), on_gpu(name)
     next_tokens = np.append(prompt[1:], golden["greedy"][0])
     logits = chosen.draft(next_tokens, chosen.prefill(prompt).hidden).logits
     assert error(logits, golden["draft_logits"]) <= TOLERANCE
@@ -101,21 +104,22 @@ def test_draft_logits(name: str, on_vulkan: Callable[..., Driver]) -> None:
 
 @pytest.mark.parametrize("quantization", ["q0bf16", "q4f16_1", "q8f16_1"])
 def test_quantized_logits_are_the_cpus(
-    quantization: str, driver: Callable[..., Driver], on_vulkan: Callable[..., Driver]
+    quantization: str, driver: Callable[..., Driver], on_gpu: Callable[..., Driver]
 ) -> None:
     prompt = checkpoints.prompt("deepseek_v2_lite")
-    found, expected = (make("deepseek_v2_lite", quantization).prefill(prompt).logits for make in (on_vulkan, driver))
+    found, expected = (make("deepseek_v2_lite", quantization).prefill(prompt).logits for make in (on_gpu, driver))
     # Ties of the float16 cache's rounding may fall otherwise.
     assert error(found, expected) <= 5e-3
 
 
-def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_vulkan: Callable[..., Driver]) -> None:
+def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., Driver]) -> None:
     """Within the kernels of few rows."""
-    prompt, chosen = checkpoints.prompt("deepseek_v2_lite")[:24], on_vulkan("deepseek_v2_lite")
+    prompt, chosen = checkpoints.prompt("deepseek_v2_lite")[:24], on_gpu("deepseek_v2_lite")
     by_chunks = {chunk: chosen.prefill(prompt, chunk).logits for chunk in (1, 3, 8)}
     assert np.array_equal(by_chunks[1], by_chunks[3]) and np.array_equal(by_chunks[1], by_chunks[8])
 
 
+@needs_vulkan
 def test_a_library_for_another_kind_of_device_runs_here(compiled: Callable[..., Any], tmp_path: Path) -> None:
     made, library = compiled("deepseek_v2_lite", device="vulkan"), tmp_path / "model.so"
     compile_model(Artifact.open(made.artifact).model_config, "q0f32", "vulkan", library, level="discrete-64")
@@ -126,13 +130,14 @@ def test_a_library_for_another_kind_of_device_runs_here(compiled: Callable[..., 
         assert error(chosen.prefill(prompt, chunk).logits, golden["logits"]) <= TOLERANCE, chunk
 
 
-def test_pages_may_lie_anywhere(on_vulkan: Callable[..., Driver]) -> None:
-    prompt, chosen = checkpoints.prompt("deepseek_v3"), on_vulkan("deepseek_v3")
+def test_pages_may_lie_anywhere(on_gpu: Callable[..., Driver]) -> None:
+    prompt, chosen = checkpoints.prompt("deepseek_v3"), on_gpu("deepseek_v3")
     schedule = [[(0, 0, len(prompt))]]
     first, second = (chosen.run([prompt], schedule, pages=seed)[0].logits for seed in (1, 2))
     assert np.array_equal(first, second)
 
 
+@needs_vulkan
 def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("PYTHONPATH", None)
@@ -166,6 +171,7 @@ def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
         assert text in refused.stderr
 
 
+@needs_vulkan
 def test_without_a_device_or_the_native_part_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlc_dsv3.compiler import devices
     from mlc_dsv3.runtime.memory import memory_of

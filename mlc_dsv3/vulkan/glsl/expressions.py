@@ -355,6 +355,8 @@ class Expressions:
 
     def _extern(self, call: Any) -> Value:
         name = call.args[0].value
+        if name == "atomicAdd":
+            return self._atomic_sum(call, *call.args[1:])
         known = name.removesuffix("f") if not is_function(name) else name
         if not is_function(known):
             raise Unsupported(f"the external function {name}")
@@ -420,8 +422,10 @@ class Expressions:
         return self._test(call, "(!isnan({0}) && !isinf({0}))")
 
     def _call_atomic_add(self, call: Any) -> Value:
+        return self._atomic_sum(call, *call.args)
+
+    def _atomic_sum(self, call: Any, address: Any, addend: Any) -> Value:
         """The element's value before the sum."""
-        address, addend = call.args
         load = address.args[0]
         buffer, of = self.buffer(load.source), scalar(dtype_of(call))
         (index,) = load.indices

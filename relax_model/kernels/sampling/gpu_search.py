@@ -73,9 +73,9 @@ class Row:
         return T.exp((logit - self.peak[0]) / self.temperature[0])
 
     def token(self, first: Any, at: Any) -> Any:
-        """Of those held, or else from `first` on; past the end, some other one."""
+        """Of those held, or else from `first` on; past the end, the last one again."""
         here = T.min(first + at, self.vocabulary - 1)
-        return T.if_then_else(self.number[0] > 0, self.held[T.min(at, HELD - 1)], here)
+        return T.if_then_else(self.number[0] > 0, self.held[T.min(at, self.number[0] - 1)], here)
 
     def amount(self, whole: Any) -> Any:
         """How many tokens to visit, where they are `whole` unless some are held."""
@@ -101,8 +101,8 @@ def _share(total: Any, fraction: Any) -> Any:
 
 def _add(words: Any, index: Any, amount: Any) -> Any:
     """Add to a word to which other threads add as well, and what it was before. TVM sees no access here that it would
-    separate from the next one by a barrier."""
-    return T.call_intrin("uint32", "tirx.atomic_add", T.address_of(words[index]), amount)
+    separate from the next one by a barrier. Its own operator is unknown to its code generator for CUDA."""
+    return T.call_extern("uint32", "atomicAdd", T.address_of(words[index]), amount)
 
 
 @T.inline
