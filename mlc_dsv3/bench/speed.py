@@ -121,7 +121,7 @@ class SpeedBench:
         )
 
     def _run(self, position: int, shape: StepShape, *, expanded: bool = False, want_all: bool = False) -> None:
-        """A step, until the host has what it decides by: the likeliest tokens, or where the host chooses, the logits."""
+        """A step, until the host has the likeliest tokens, or where it chooses them by itself, the logits."""
         rows = shape.sequences * shape.rows
         self._size = StepSize(rows, shape.sequences * (position + shape.rows))
         sequences = np.repeat(np.arange(shape.sequences, dtype=np.int32), shape.rows)

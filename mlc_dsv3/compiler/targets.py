@@ -91,8 +91,8 @@ def resolve_target(
     """The target for `device` ("auto" is the CPU), at `level` or at the one that fits this machine.
 
     `cache_dtype` is the latent cache's, for any quantization; `architectures` are CUDA's, by default that of this
-    machine's GPU, or without one those of the target's description. Raises UserError for an unknown device, level or dtype,
-    for a processor below every level, and for a GPU that is not there.
+    machine's GPU, or without one those of the target's description. Raises UserError for an unknown device, level or
+    dtype, for a processor below every level, and for a GPU that is not there.
     """
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise UserError(f"cache dtype {cache_dtype!r} is unknown; known: {', '.join(CACHE_DTYPES)}")

@@ -43,7 +43,7 @@ def make_module(generated: Any, architectures: Sequence[str]) -> Any:
 
     source = generated.inspect_source("cuda")
     code = compile_source(source, architectures)
-    data = tvm_ffi.get_global_func("mlc_dsv3.cuda.with_machine_code")(generated, code)
+    data = driver.call("with_machine_code", generated, code)
     if driver.missing() is None:
         return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda")(data)
-    return tvm_ffi.get_global_func("mlc_dsv3.cuda.make_module")(data, source)
+    return driver.call("make_module", data, source)

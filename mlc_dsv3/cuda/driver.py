@@ -108,7 +108,7 @@ def architecture() -> str:
 
 def launches() -> int:
     """Kernels and graphs that were started since the process began."""
-    return sum(int(_function(f"mlc_dsv3.cuda.{kind}_launches")()) for kind in ("kernel", "graph"))
+    return int(call("kernel_launches")) + int(call("graph_launches"))
 
 
 def runs(architectures: list[str] | tuple[str, ...], capability: int) -> bool:
@@ -128,10 +128,13 @@ def runs(architectures: list[str] | tuple[str, ...], capability: int) -> bool:
 
 
 def _attribute(kind: int) -> Any:
-    return _function("runtime.GetDeviceAttr")(_CUDA, 0, kind)
-
-
-def _function(name: str) -> Any:
     import tvm_ffi
 
-    return tvm_ffi.get_global_func(name)
+    return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(_CUDA, 0, kind)
+
+
+def call(name: str, *arguments: object) -> Any:
+    """A function of the native part."""
+    import tvm_ffi
+
+    return tvm_ffi.get_global_func(f"mlc_dsv3.cuda.{name}")(*arguments)

@@ -1,0 +1,77 @@
+"""CUDA graphs of a library's functions: a step of few rows is recorded once for its shapes and then started as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlc_dsv3.cuda.driver import call
+
+
+@dataclass
+class _Recorded:
+    """A graph: the tensors that it reads its inputs from, and what it returns, both kept where they are."""
+
+    inputs: list[Any]
+    outputs: Any = None
+    graph: int = 0
+
+
+class Graphs:
+    """Functions as graphs, one for each combination of function and shapes.
+
+    A graph holds addresses. The inputs are tensors of its own; the outputs stay alive, and what lies between is memory
+    of the virtual machine's pool, which gives nothing back to the device. The kernels' own temporary memory may be
+    exchanged for more when a step needs it, which `watched` notices: then everything is recorded anew.
+    """
+
+    def __init__(self, empty: Callable[[tuple[int, ...], str], Any], write: Callable[[Any, np.ndarray], None]) -> None:
+        """`empty(shape, dtype)` makes a tensor, `write(tensor, values)` fills it."""
+        self._empty, self._write = empty, write
+        self._recorded: dict[tuple[object, ...], _Recorded] = {}
+
+    def run(self, name: str, function: Callable[..., Any], arrays: Sequence[np.ndarray], *fixed: Any) -> Any:
+        """What `function(*arrays, *fixed)` returns, which the next run of the same shapes overwrites.
+
+        `fixed` are the same in all calls of the function, and `arrays` are NumPy's, of the dtypes that it takes.
+        """
+        key = (name, *(array.shape for array in arrays))
+        found = self._recorded.get(key)
+        if found is None:
+            found = _Recorded([self._empty(array.shape, str(array.dtype)) for array in arrays])
+        for tensor, array in zip(found.inputs, arrays, strict=True):
+            self._write(tensor, array)
+        if not found.graph:
+            # It finds all memory that it needs, and the kernels are loaded.
+            self.watched(function, *found.inputs, *fixed)
+            found.outputs, found.graph = _record(function, *found.inputs, *fixed)
+            self._recorded[key] = found
+        call("launch_graph", found.graph)
+        return found.outputs
+
+    def watched(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)`; where it gave memory back to the device, no graph is good any more."""
+        freed = call("frees")
+        result = function(*arguments)
+        if call("frees") != freed:
+            self.forget()
+        return result
+
+    def forget(self) -> None:
+        """Record everything anew."""
+        for recorded in self._recorded.values():
+            call("destroy_graph", recorded.graph)
+        self._recorded.clear()
+
+
+def _record(function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    call("begin_graph")
+    try:
+        outputs = function(*arguments)
+    except BaseException:
+        call("end_graph", False)
+        raise
+    return outputs, int(call("end_graph", True))
