@@ -1,10 +1,10 @@
 """Sums of products for GPUs: a block's share of x · Wᵀ for a few rows of x, and for many.
 
-    few rows: a block of `threads` makes threads / lanes outputs of up to `count` rows
+    few rows: a block of `threads` makes threads / lanes · each outputs of up to `count` rows
     ┌ lanes ┐
-    │ words of 8 columns, side by side      one output row of W     → sums in registers, added up in shared memory
-    ├───────┤
-    │                                       the next output row
+    │ words of 8 columns, side by side      `each` rows of W    → sums in registers, added up in shared memory or,
+    ├───────┤                                                     where lanes are of one warp, passed on among them
+    │                                       the next rows
 
     many rows: a block of 256 makes height × 64 results, 32 columns of both sides at a time in shared memory
 
@@ -14,7 +14,7 @@ are one of a gate and one of an up projection. A result's sum runs in an order f
 
 Both are statements of
 
-    fetch(values, o, k)     columns k … k + 8 of the W row of the block's output o are values[0 … 8) · values[8]
+    w                       `Rows`: the rows of W that the block's outputs are made with
     x(r, k)                 a value of row r of the block's rows, within bounds
     norm(k)                 the norm's weight; not asked for without `eps`
     store(r, o, sums)       take result o of row r from sums[0], or with `gated` from sums[0] and sums[1]
@@ -27,7 +27,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, inverse_root
+from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, fill, inverse_root
 
 SIDE = 64  # outputs that a block makes of many rows
 MANY_THREADS = 256
@@ -36,39 +36,81 @@ _RUN = 4  # values that are read at once: what every device can
 
 
 def accumulator(tile: GpuTile, width: int, count: int, normed: bool = False) -> Callable[..., Any]:
-    """Statement `accumulate(t, fetch, x, norm, total, squares)`: a thread's share of the products of `count` rows, onto
-    total[r], and with `normed` of the rows' squares, onto squares[r]."""
-    lanes = tile.lanes
+    """Statement `accumulate(t, w, x, norm, total, squares)`: a thread's share of the products of `count` rows with its
+    `tile.each` outputs, onto total[r · each + j], and with `normed` of the rows' squares, onto squares[r]."""
+    lanes, each = tile.lanes, tile.each
     span, columns = lanes * WORD, -(-width // WORD) * WORD
+    steps = -(-columns // span)
 
     @T.inline
-    def take(column, values, row, dot, total, squares, fetch, t, x, norm):
-        fetch(values, t // lanes, column)
-        if normed:
-            load(row, column, width, norm)
-            for i in T.unroll(WORD):
-                values[i] = values[i] * row[i]
+    def fetch(place, column, elements, scales, t, w):
+        for i in T.unroll(w.matrix.elements):
+            elements[place * w.matrix.elements + i] = w.element(t // lanes * each + place % each, column, i)
+        if w.matrix.scaled:
+            scales[place] = w.scale(t // lanes * each + place % each, column)
+
+    @T.inline
+    def multiply(first, column, elements, scales, values, row, weight, dot, total, squares, w, x, norm):
         for r in T.unroll(count):
-            load(row, column, width, lambda k: x(r, k))
-            dot[0] = T.float32(0)
-            for i in T.unroll(WORD):
-                dot[0] = dot[0] + values[i] * row[i]
-            total[r] = total[r] + dot[0] * values[WORD]
-            if normed:
+            load(row, r * WORD, column, width, lambda k: x(r, k))
+        if normed:
+            load(weight, 0, column, width, norm)
+            for r in T.unroll(count):
                 for i in T.unroll(WORD):
-                    squares[r] = squares[r] + row[i] * row[i]
+                    squares[r] = squares[r] + row[r * WORD + i] * row[r * WORD + i]
+                    row[r * WORD + i] = row[r * WORD + i] * weight[i]
+        for j in T.unroll(each):
+            fill(values, w.held(elements, scales, first + j))
+            for r in T.unroll(count):
+                dot[0] = T.float32(0)
+                for i in T.unroll(WORD):
+                    dot[0] = dot[0] + values[i] * row[r * WORD + i]
+                total[r * each + j] = total[r * each + j] + dot[0] * values[WORD]
 
     @T.inline
-    def accumulate(t, fetch, x, norm, total, squares):
+    def take(s, at_once, t, w, x, norm, values, row, weight, dot, total, squares):
+        """`at_once` steps from s on: all of their elements are on their way before the first is used."""
+        elements = T.alloc_buffer((at_once * each * w.matrix.elements,), w.matrix.dtypes[0], scope="local")
+        scales = T.alloc_buffer((at_once * each,), w.matrix.dtypes[1], scope="local")
+        for u in T.unroll(at_once):
+            column = T.meta_var((s + u) * span + t % lanes * WORD)
+            for j in T.unroll(each):
+                if columns % span == 0:
+                    fetch(u * each + j, column, elements, scales, t, w)
+                else:
+                    if column < columns:
+                        fetch(u * each + j, column, elements, scales, t, w)
+        for u in T.unroll(at_once):
+            column = T.meta_var((s + u) * span + t % lanes * WORD)
+            if columns % span == 0:
+                multiply(u * each, column, elements, scales, values, row, weight, dot, total, squares, w, x, norm)
+            else:
+                if column < columns:
+                    multiply(u * each, column, elements, scales, values, row, weight, dot, total, squares, w, x, norm)
+
+    @T.inline
+    def accumulate(t, w, x, norm, total, squares):
         values = T.alloc_buffer((WORD + 1,), "float32", scope="local")
         dot = T.alloc_buffer((1,), "float32", scope="local")
-        row = T.alloc_buffer((WORD,), "float32", scope="local")
-        for s in T.serial(-(-columns // span)):
-            if columns % span == 0:
-                take(s * span + t % lanes * WORD, values, row, dot, total, squares, fetch, t, x, norm)
-            else:
-                if s * span + t % lanes * WORD < columns:
-                    take(s * span + t % lanes * WORD, values, row, dot, total, squares, fetch, t, x, norm)
+        row = T.alloc_buffer((count * WORD,), "float32", scope="local")
+        weight = T.alloc_buffer((WORD,), "float32", scope="local")
+        for s in T.serial(steps // tile.steps):
+            take(s * tile.steps, tile.steps, t, w, x, norm, values, row, weight, dot, total, squares)
+        if steps % tile.steps > 0:
+            take(
+                steps - steps % tile.steps,
+                steps % tile.steps,
+                t,
+                w,
+                x,
+                norm,
+                values,
+                row,
+                weight,
+                dot,
+                total,
+                squares,
+            )
 
     return accumulate
 
@@ -77,38 +119,75 @@ def lane_sum(
     tile: GpuTile, count: int, width: int = 0, eps: float | None = None, gated: bool = False
 ) -> Callable[..., Any]:
     """Statement `add(t, total, squares, store)`: what the lanes have of each of `count` rows' outputs, added up."""
-    lanes, threads = tile.lanes, tile.threads
+    if tile.warp:
+        return _lane_sum_in_a_warp(tile, count, width, eps, gated)
+    lanes, threads, each = tile.lanes, tile.threads, tile.each
     of_each, normed = 2 if gated else 1, eps is not None
     outputs = tile.outputs // of_each
     made = count * outputs
 
     @T.inline
     def add(t, total, squares, store):
-        part = T.alloc_buffer((count * threads,), "float32", scope="shared")
+        part = T.alloc_buffer((count * each * threads,), "float32", scope="shared")
         square_part = T.alloc_buffer((count * threads,), "float32", scope="shared")
         sums = T.alloc_buffer((3,), "float32", scope="local")
         T.evaluate(T.tvm_storage_sync("shared"))  # the memory may be what others still read
         for r in T.unroll(count):
-            part[r * threads + t] = total[r]
+            for j in T.unroll(each):
+                part[(r * each + j) * threads + t] = total[r * each + j]
             if normed:
                 square_part[r * threads + t] = squares[r]
         T.evaluate(T.tvm_storage_sync("shared"))
         for e in T.unroll(-(-made // threads)):
             if e * threads + t < made:
+                r = T.meta_var((e * threads + t) // outputs)
+                output = T.meta_var((e * threads + t) % outputs * of_each)
                 for i in T.unroll(3):
                     sums[i] = T.float32(0)
                 for lane in T.serial(lanes):
-                    sums[0] = sums[0] + part[(e * threads + t) * of_each * lanes + lane]
+                    sums[0] = sums[0] + part[(r * each + output % each) * threads + output // each * lanes + lane]
                     if gated:
-                        sums[1] = sums[1] + part[((e * threads + t) * of_each + 1) * lanes + lane]
+                        second = T.meta_var(output + 1)
+                        sums[1] = sums[1] + part[(r * each + second % each) * threads + second // each * lanes + lane]
                     if normed:
                         # Every output's threads have them; the first one's do.
-                        sums[2] = sums[2] + square_part[(e * threads + t) // outputs * threads + lane]
+                        sums[2] = sums[2] + square_part[r * threads + lane]
                 if normed:
                     sums[2] = inverse_root(sums[2], width, eps)
                     sums[0] = sums[0] * sums[2]
                     sums[1] = sums[1] * sums[2]
-                store((e * threads + t) // outputs, (e * threads + t) % outputs, sums)
+                store(r, (e * threads + t) % outputs, sums)
+
+    return add
+
+
+def _lane_sum_in_a_warp(tile: GpuTile, count: int, width: int, eps: float | None, gated: bool) -> Callable[..., Any]:
+    """The same where the lanes are of one warp: they pass sums to each other, and nobody waits for other warps."""
+    lanes, each, normed, of_each = tile.lanes, tile.each, eps is not None, 2 if gated else 1
+    assert tile.warp % lanes == 0 and each % of_each == 0
+
+    def other(value, distance):
+        return T.tvm_warp_shuffle_xor(T.uint32(0xFFFFFFFF), value, distance, tile.warp, tile.warp)
+
+    @T.inline
+    def everywhere(values, number):
+        for i in T.unroll(number):
+            for step in T.unroll(lanes.bit_length() - 1):
+                values[i] = values[i] + other(values[i], T.shift_right(T.int32(lanes // 2), step))
+
+    @T.inline
+    def add(t, total, squares, store):
+        sums = T.alloc_buffer((3,), "float32", scope="local")
+        everywhere(total, count * each)
+        if normed:
+            everywhere(squares, count)
+        for r in T.unroll(count):
+            sums[2] = inverse_root(squares[r], width, eps) if normed else T.float32(1)
+            for j in T.unroll(each // of_each):
+                if t % lanes == (r * (each // of_each) + j) % lanes:
+                    for i in T.unroll(of_each):
+                        sums[i] = total[r * each + j * of_each + i] * sums[2]
+                    store(r, t // lanes * (each // of_each) + j, sums)
 
     return add
 
@@ -116,37 +195,38 @@ def lane_sum(
 def few_rows(
     tile: GpuTile, width: int, count: int, eps: float | None = None, gated: bool = False
 ) -> Callable[..., Any]:
-    """Statement `multiply(t, fetch, x, norm, store)` for `count` rows and the block's `tile.outputs` rows of W."""
+    """Statement `multiply(t, w, x, norm, store)` for `count` rows and the block's `tile.outputs` rows of W."""
     accumulate = accumulator(tile, width, count, eps is not None)
     add = lane_sum(tile, count, width, eps, gated)
 
     @T.inline
-    def multiply(t, fetch, x, norm, store):
-        total = T.alloc_buffer((count,), "float32", scope="local")
+    def multiply(t, w, x, norm, store):
+        total = T.alloc_buffer((count * tile.each,), "float32", scope="local")
         squares = T.alloc_buffer((count,), "float32", scope="local")
         for r in T.unroll(count):
-            total[r] = T.float32(0)
             squares[r] = T.float32(0)
-        accumulate(t, fetch, x, norm, total, squares)
+            for j in T.unroll(tile.each):
+                total[r * tile.each + j] = T.float32(0)
+        accumulate(t, w, x, norm, total, squares)
         add(t, total, squares, store)
 
     return multiply
 
 
 @T.inline
-def load(row, column, width, x):
-    """Statement: WORD values x(column), … of a row of `width`; past the last column they are zero."""
+def load(row, base, column, width, x):
+    """Statement: WORD values x(column), … of a row of `width`, from row[base] on; past the last column they are zero."""
     if width % WORD == 0:
         for i in T.unroll(WORD // _RUN):
             for v in T.vectorized(_RUN):
-                row[i * _RUN + v] = x(column + i * _RUN + v)
+                row[base + i * _RUN + v] = x(column + i * _RUN + v)
     else:
         for i in T.unroll(WORD):
-            row[i] = T.if_then_else(column + i < width, x(column + i), T.float32(0))
+            row[base + i] = T.if_then_else(column + i < width, x(column + i), T.float32(0))
 
 
 def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: bool = False) -> Callable[..., Any]:
-    """Statement `multiply(t, chunks, fetch, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
+    """Statement `multiply(t, chunks, w, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
     threads; `chunks` is `column_chunks(width)`, or 0 for a block without work."""
     rows_each = height * _EACH // SIDE  # of a thread
     width_each = height * GROUP // MANY_THREADS  # columns of x that a thread fetches
@@ -155,7 +235,7 @@ def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: b
     whole = width % GROUP == 0
 
     @T.inline
-    def multiply(t, chunks, fetch, x, norm, store):
+    def multiply(t, chunks, w, x, norm, store):
         left = T.alloc_buffer((GROUP * left_pad,), "float32", scope="shared")
         right = T.alloc_buffer((GROUP * pad,), "float32", scope="shared")
         square_part = T.alloc_buffer((MANY_THREADS,), "float32", scope="shared")
@@ -167,7 +247,7 @@ def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: b
         for i in T.unroll(rows_each * _EACH):
             total[i] = T.float32(0)
         for c in T.serial(chunks):
-            fetch(values, t // 4, c * GROUP + t % 4 * WORD)
+            fill(values, w.run(t // 4, c * GROUP + t % 4 * WORD))
             T.evaluate(T.tvm_storage_sync("shared"))
             for i in T.unroll(WORD):
                 right[(t % 4 * WORD + i) * pad + t // 4] = values[i] * values[WORD]

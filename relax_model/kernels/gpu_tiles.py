@@ -16,12 +16,14 @@ from relax_model.layout import FloatLayout, GroupLayout, Layout
 
 WORD = 8  # columns that a thread takes at a time: one load of 4-bit codes
 GROUP = 32  # columns that share a scale
+UNROLL = {"pragma_unroll_explicit": False}  # by the device's compiler
 
 
 @dataclass(frozen=True)
 class GpuTile:
-    """Tuned values: `threads` of a block; of a product of up to `rows` rows `lanes` threads share an output; above
-    `few` rows it is made in squares. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a
+    """Tuned values: `threads` of a block; of a product of up to `rows` rows `lanes` threads share `each` outputs, and
+    take `steps` words of each at once; above `few` rows it is made in squares. Where warps are known to have `warp`
+    threads, they pass values among themselves. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a
     block `split` of them; expanded, its keys and values take up to `scratch` bytes at a time."""
 
     threads: int
@@ -32,11 +34,14 @@ class GpuTile:
     keys: int
     split: int
     scratch: int
+    each: int = 1
+    steps: int = 1
+    warp: int = 0
 
     @property
     def outputs(self) -> int:
         """Outputs that a block makes of a product of few rows."""
-        return self.threads // self.lanes
+        return self.threads // self.lanes * self.each
 
 
 class Matrix:
@@ -59,27 +64,76 @@ class Matrix:
         code = _code(self._layout, self._data[row, column // codes], column % codes)
         return code * T.Cast("float32", self._scale[row, column // GROUP])
 
+    @property
+    def elements(self) -> int:
+        """Stored elements of WORD columns."""
+        return WORD // self._per_element
+
+    @property
+    def dtypes(self) -> tuple[str, str]:
+        """Of a stored element and of a scale."""
+        return str(self._data.dtype), str(self._scale.dtype)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether there are scales."""
+        return isinstance(self._layout, GroupLayout)
+
+    @property
+    def _per_element(self) -> int:
+        return self._layout.codes_per_word if isinstance(self._layout, GroupLayout) else 1
+
+    def element(self, row: Any, start: Any, i: Any) -> Any:
+        """Stored element i of the WORD columns from `start` on, a multiple of WORD; past the last column it is zero."""
+        row = self._row(row)
+        if self.scaled or self._columns % WORD == 0:
+            return self._data[row, start // self._per_element + i]
+        zero = T.Cast(str(self._data.dtype), T.float32(0))
+        return T.if_then_else(start + i < self._columns, self._data[row, start + i], zero)
+
+    def scale(self, row: Any, start: Any) -> Any:
+        """The stored scale of the columns from `start` on."""
+        return self._scale[self._row(row), start // GROUP]
+
+    def unpacked(self, elements: Callable[[int], Any], scale: Any) -> list[Any]:
+        """WORD values from their stored elements, and what they are all to be multiplied with."""
+        if isinstance(self._layout, FloatLayout):
+            return [*(_as_float32(self._layout, elements(i)) for i in range(WORD)), T.float32(1)]
+        codes = self._layout.codes_per_word
+        values = [_code_in_place(self._layout, elements(i // codes), i % codes) for i in range(WORD)]
+        return [*values, T.Cast("float32", scale)]
+
     def run(self, row: Any, start: Any) -> list[Any]:
         """WORD values from column `start` on, a multiple of WORD, and what they are all to be multiplied with; past the
         last column they are zero."""
-        row = self._row(row)
-        if isinstance(self._layout, FloatLayout):
-            whole = self._columns % GROUP == 0
-            values = [
-                _as_float32(self._layout, self._data[row, start + i])
-                if whole
-                else T.if_then_else(
-                    start + i < self._columns, _as_float32(self._layout, self._data[row, start + i]), T.float32(0)
-                )
-                for i in range(WORD)
-            ]
-            return [*values, T.float32(1)]
-        codes = self._layout.codes_per_word
-        values = [
-            _code_in_place(self._layout, self._data[row, (start + i // codes * codes) // codes], i % codes)
-            for i in range(WORD)
-        ]
-        return [*values, T.Cast("float32", self._scale[row, start // GROUP])]
+        return self.unpacked(lambda i: self.element(row, start, i), self.scale(row, start) if self.scaled else None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a stored matrix, by their numbers within a block: `row(o)` is the matrix' own."""
+
+    matrix: Matrix
+    row: Callable[[Any], Any]
+
+    def run(self, o: Any, start: Any) -> list[Any]:
+        """See `Matrix.run`."""
+        return self.matrix.run(self.row(o), start)
+
+    def element(self, o: Any, start: Any, i: Any) -> Any:
+        """See `Matrix.element`."""
+        return self.matrix.element(self.row(o), start, i)
+
+    def scale(self, o: Any, start: Any) -> Any:
+        """See `Matrix.scale`."""
+        return self.matrix.scale(self.row(o), start)
+
+    def held(self, elements: Any, scales: Any, place: Any) -> list[Any]:
+        """What `run` gives, of run number `place` of those whose elements and scales are in these buffers."""
+        count = self.matrix.elements
+        return self.matrix.unpacked(
+            lambda i: elements[place * count + i], scales[place] if self.matrix.scaled else None
+        )
 
 
 # The float32 2²³: an integer in the low bits of its mantissa is added to it. Devices convert integers at a fraction of

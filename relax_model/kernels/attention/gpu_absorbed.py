@@ -19,7 +19,7 @@ from tvm.tirx import PrimFunc
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import few_rows
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
@@ -129,14 +129,11 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                         out[h * columns + u] = dot[0]
             T.evaluate(T.tvm_storage_sync("shared"))
 
-    @T.inline
-    def expand(values, head, output, k, data, scale):
-        """Eight columns of a row of a head's W_UV."""
-        fill(
-            values,
-            Matrix(layout, rank, data, scale).run(
-                head * shape.expanded_width + shape.nope + T.min(output, shape.v - 1), k
-            ),
+    def expansion(head, first, data, scale):
+        """Rows of a head's W_UV."""
+        return Rows(
+            Matrix(layout, rank, data, scale),
+            lambda o: head * shape.expanded_width + shape.nope + T.min(first + o, shape.v - 1),
         )
 
     @T.prim_func(private=True, s_tir=True)
@@ -237,15 +234,11 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                                 first = T.meta_var((b % blocks_few * passes + p) * outputs)
 
                                 @T.inline
-                                def fetch_one(values, o, k):
-                                    expand(values, head, first + o, k, data, scale)
-
-                                @T.inline
                                 def store_one(r, o, sums):
                                     if first + o < shape.v:
                                         Y[i, head * shape.v + first + o] = sums[0]
 
-                                one(t, fetch_one, lambda r, k: latent[k], None, store_one)
+                                one(t, expansion(head, first, data, scale), lambda r, k: latent[k], None, store_one)
             else:
                 # Rows enough to keep the device busy: each walks through its past alone.
                 for g in T.thread_binding(groups, "blockIdx.x"):
@@ -270,17 +263,13 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                             head, first = T.meta_var(b // blocks_many), T.meta_var(b % blocks_many * outputs)
 
                             @T.inline
-                            def fetch_several(values, o, k):
-                                expand(values, head, first + o, k, data, scale)
-
-                            @T.inline
                             def store_several(r, o, sums):
                                 if T.And(first + o < shape.v, c * rows + r < n):
                                     Y[c * rows + r, head * shape.v + first + o] = sums[0]
 
                             several(
                                 t,
-                                fetch_several,
+                                expansion(head, first, data, scale),
                                 lambda r, k: Part[T.min(c * rows + r, n - 1), head, k],
                                 None,
                                 store_several,

@@ -34,7 +34,7 @@ from relax_model.kernels.attention.gpu_flash import KEYS, ROWS, flash
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import MANY_THREADS, SIDE, column_chunks, many_rows
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import Layout
@@ -115,13 +115,6 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                                 )
 
                             @T.inline
-                            def fetch(values, o, k):
-                                fill(
-                                    values,
-                                    Matrix(layout, rank, data, scale).run(T.min(first + o, heads * width - 1), k),
-                                )
-
-                            @T.inline
                             def store(r, o, sums):
                                 if T.And(c * SIDE + r <= last, b * SIDE + o < together * width):
                                     Wide[(b * SIDE + o) // width, c * SIDE + r, (b * SIDE + o) % width] = T.Cast(
@@ -132,7 +125,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                             multiply(
                                 t,
                                 T.if_then_else(there, column_chunks(rank), 0),
-                                fetch,
+                                Rows(Matrix(layout, rank, data, scale), lambda o: T.min(first + o, heads * width - 1)),
                                 lambda r, k: T.Cast("float32", Slots[slot[r], k]),
                                 None,
                                 store,

@@ -10,7 +10,7 @@ from tvm.tirx import PrimFunc
 
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import MANY_THREADS, SIDE, column_chunks, few_rows, many_rows
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill, silu
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows, silu
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout, layout_of
 
@@ -83,17 +83,22 @@ def _products(
     many_first, many_all = blocks(SIDE)
 
     @T.inline
-    def fetch(values, b, before, of_each, o, k, data, scale, other_data, other_scale):
+    def both(b, before, of_each, data, scale, other_data, other_scale, product):
+        """`product(w)` of the block's rows of one matrix or the other."""
         if two:
             if b < before:
-                fill(values, Matrix(first.layout, width, data, scale).run(first.row(b * of_each + o), k))
+                product(
+                    Rows(Matrix(first.layout, width, data, scale), lambda o: first.row(b * of_each + o)),
+                )
             else:
-                fill(
-                    values,
-                    Matrix(other.layout, width, other_data, other_scale).run(other.row((b - before) * of_each + o), k),
+                product(
+                    Rows(
+                        Matrix(other.layout, width, other_data, other_scale),
+                        lambda o: other.row((b - before) * of_each + o),
+                    ),
                 )
         else:
-            fill(values, Matrix(first.layout, width, data, scale).run(first.row(b * of_each + o), k))
+            product(Rows(Matrix(first.layout, width, data, scale), lambda o: first.row(b * of_each + o)))
 
     @T.inline
     def put(part, Y, R, r, o, sums):
@@ -149,55 +154,51 @@ def _products(
                     for t in T.thread_binding(tile.threads, "threadIdx.x"):
 
                         @T.inline
-                        def fetch_one(values, o, k):
-                            fetch(values, b, few_first, tile.outputs, o, k, data, scale, other_data, other_scale)
-
-                        @T.inline
                         def store_one(r, o, sums):
                             store(b, few_first, made_few, n, r, o, sums, Y, OtherY, R)
 
-                        one(t, fetch_one, lambda r, k: X[0, k], lambda k: norm[k], store_one)
+                        @T.inline
+                        def product_one(w):
+                            one(t, w, lambda r, k: X[0, k], lambda k: norm[k], store_one)
+
+                        both(b, few_first, tile.outputs, data, scale, other_data, other_scale, product_one)
             elif n <= tile.few:
                 for b in T.thread_binding(few_all, "blockIdx.x"):
                     for c in T.thread_binding((n + rows - 1) // rows, "blockIdx.y"):
                         for t in T.thread_binding(tile.threads, "threadIdx.x"):
 
                             @T.inline
-                            def fetch_few(values, o, k):
-                                fetch(values, b, few_first, tile.outputs, o, k, data, scale, other_data, other_scale)
-
-                            @T.inline
                             def store_few(r, o, sums):
                                 store(b, few_first, made_few, n, c * rows + r, o, sums, Y, OtherY, R)
 
-                            several(
-                                t,
-                                fetch_few,
-                                lambda r, k: X[T.min(c * rows + r, n - 1), k],
-                                lambda k: norm[k],
-                                store_few,
-                            )
+                            @T.inline
+                            def product_few(w):
+                                several(
+                                    t, w, lambda r, k: X[T.min(c * rows + r, n - 1), k], lambda k: norm[k], store_few
+                                )
+
+                            both(b, few_first, tile.outputs, data, scale, other_data, other_scale, product_few)
             else:
                 for b in T.thread_binding(many_all, "blockIdx.x"):
                     for c in T.thread_binding((n + SIDE - 1) // SIDE, "blockIdx.y"):
                         for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
 
                             @T.inline
-                            def fetch_many(values, o, k):
-                                fetch(values, b, many_first, SIDE, o, k, data, scale, other_data, other_scale)
-
-                            @T.inline
                             def store_many(r, o, sums):
                                 store(b, many_first, made_many, n, c * SIDE + r, o, sums, Y, OtherY, R)
 
-                            many(
-                                t,
-                                column_chunks(width),
-                                fetch_many,
-                                lambda r, k: X[T.min(c * SIDE + r, n - 1), k],
-                                lambda k: norm[k],
-                                store_many,
-                            )
+                            @T.inline
+                            def product_many(w):
+                                many(
+                                    t,
+                                    column_chunks(width),
+                                    w,
+                                    lambda r, k: X[T.min(c * SIDE + r, n - 1), k],
+                                    lambda k: norm[k],
+                                    store_many,
+                                )
+
+                            both(b, many_first, SIDE, data, scale, other_data, other_scale, product_many)
 
     unused = [] if normed else ["norm"]
     unused += scale_names(first.layout) + (() if residual else ("R",))

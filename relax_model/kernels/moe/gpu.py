@@ -22,7 +22,7 @@ from relax_model.kernels.gpu_products import (
     lane_sum,
     many_rows,
 )
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, fill, silu
+from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows, silu
 from relax_model.kernels.moe.gpu_routing import chooser, sorter
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
@@ -50,7 +50,7 @@ def experts(
     up_few, up_many = few_rows(tile, hidden, 1, eps, gated=True), many_rows(hidden, _HEIGHT, eps, gated=True)
     down_few, own_few, add_few = accumulator(tile, width, 1), accumulator(tile, shared, 1), lane_sum(tile, 1)
     down_many, own_many = many_rows(width, _HEIGHT), many_rows(shared)
-    each = -(-count // MANY_THREADS)
+    each, each_few = -(-count // MANY_THREADS), tile.each
 
     def gate_or_up(expert, output):
         """The row of an expert's gate or up projection for an output of a block: the two are neighbours."""
@@ -131,37 +131,47 @@ def experts(
                                 Weights[q // top_k, q % top_k] = weights[q % top_k]
 
                             @T.inline
-                            def fetch_up(values, o, k):
-                                fill(values, up.run(gate_or_up(ids[q % top_k], b * outputs + o), k))
-
-                            @T.inline
                             def store_up(r, o, sums):
                                 if b * (outputs // 2) + o < width:
                                     H[q, b * (outputs // 2) + o] = silu(sums[0]) * sums[1]
 
-                            up_few(t, fetch_up, lambda r, k: X[q // top_k, k], lambda k: norm[k], store_up)
+                            up_few(
+                                t,
+                                Rows(up, lambda o: gate_or_up(ids[q % top_k], b * outputs + o)),
+                                lambda r, k: X[q // top_k, k],
+                                lambda k: norm[k],
+                                store_up,
+                            )
                 for b in T.thread_binding(-(-hidden // outputs), "blockIdx.x"):
                     for i in T.thread_binding(n, "blockIdx.y"):
                         for t in T.thread_binding(threads, "threadIdx.x"):
-                            total = T.alloc_buffer((1,), "float32", scope="local")
-                            dot = T.alloc_buffer((1,), "float32", scope="local")
-                            total[0] = T.float32(0)
+                            total = T.alloc_buffer((each_few,), "float32", scope="local")
+                            dot = T.alloc_buffer((each_few,), "float32", scope="local")
+                            for j in T.unroll(each_few):
+                                total[j] = T.float32(0)
                             for s in T.serial(top_k):
-                                dot[0] = T.float32(0)
+                                for j in T.unroll(each_few):
+                                    dot[j] = T.float32(0)
 
-                                @T.inline
-                                def fetch_down(values, o, k):
-                                    fill(values, downs.run(down(Ids[i, s], b * outputs + o), k))
-
-                                down_few(t, fetch_down, lambda r, k: H[i * top_k + s, k], None, dot, None)
-                                total[0] = total[0] + Weights[i, s] * dot[0]
+                                down_few(
+                                    t,
+                                    Rows(downs, lambda o: down(Ids[i, s], b * outputs + o)),
+                                    lambda r, k: H[i * top_k + s, k],
+                                    None,
+                                    dot,
+                                    None,
+                                )
+                                for j in T.unroll(each_few):
+                                    total[j] = total[j] + Weights[i, s] * dot[j]
                             if shared > 0:
-
-                                @T.inline
-                                def fetch_own(values, o, k):
-                                    fill(values, owns.run(down(0, b * outputs + o), k))
-
-                                own_few(t, fetch_own, lambda r, k: Own[i, k], None, total, None)
+                                own_few(
+                                    t,
+                                    Rows(owns, lambda o: down(0, b * outputs + o)),
+                                    lambda r, k: Own[i, k],
+                                    None,
+                                    total,
+                                    None,
+                                )
 
                             @T.inline
                             def store_down(r, o, sums):
@@ -196,10 +206,6 @@ def experts(
                             last = T.meta_var(T.max(mine[2] - 1, 0))
 
                             @T.inline
-                            def fetch_up_many(values, o, k):
-                                fill(values, up.run(gate_or_up(mine[0], b * SIDE + o), k))
-
-                            @T.inline
                             def store_up_many(r, o, sums):
                                 if T.And(r < mine[2], b * (SIDE // 2) + o < width):
                                     H[pair[r], b * (SIDE // 2) + o] = silu(sums[0]) * sums[1]
@@ -207,7 +213,7 @@ def experts(
                             up_many(
                                 t,
                                 T.if_then_else(mine[2] > 0, column_chunks(hidden), 0),
-                                fetch_up_many,
+                                Rows(up, lambda o: gate_or_up(mine[0], b * SIDE + o)),
                                 lambda r, k: X[pair[T.min(r, last)] // top_k, k],
                                 lambda k: norm[k],
                                 store_up_many,
@@ -221,10 +227,6 @@ def experts(
                             last = T.meta_var(T.max(mine[2] - 1, 0))
 
                             @T.inline
-                            def fetch_down_many(values, o, k):
-                                fill(values, downs.run(down(mine[0], b * SIDE + o), k))
-
-                            @T.inline
                             def store_down_many(r, o, sums):
                                 if T.And(r < mine[2], b * SIDE + o < hidden):
                                     Out[pair[r], b * SIDE + o] = sums[0]
@@ -232,7 +234,7 @@ def experts(
                             down_many(
                                 t,
                                 T.if_then_else(mine[2] > 0, column_chunks(width), 0),
-                                fetch_down_many,
+                                Rows(downs, lambda o: down(mine[0], b * SIDE + o)),
                                 lambda r, k: H[pair[T.min(r, last)], k],
                                 None,
                                 store_down_many,
@@ -241,10 +243,6 @@ def experts(
                     for c in T.thread_binding((n + SIDE - 1) // SIDE, "blockIdx.y"):
                         for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
                             weighted = T.alloc_buffer((1,), "float32", scope="local")
-
-                            @T.inline
-                            def fetch_own_many(values, o, k):
-                                fill(values, owns.run(down(0, b * SIDE + o), k))
 
                             @T.inline
                             def store_sum(r, o, sums):
@@ -260,7 +258,7 @@ def experts(
                             own_many(
                                 t,
                                 column_chunks(shared),
-                                fetch_own_many,
+                                Rows(owns, lambda o: down(0, b * SIDE + o)),
                                 lambda r, k: OwnRows[T.min(c * SIDE + r, n - 1), k],
                                 None,
                                 store_sum,
