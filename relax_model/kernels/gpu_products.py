@@ -27,6 +27,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels import cuda_products
 from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, fill, inverse_root
 
 SIDE = 64  # outputs that a block makes of many rows
@@ -225,9 +226,27 @@ def load(row, base, column, width, x):
             row[base + i] = T.if_then_else(column + i < width, x(column + i), T.float32(0))
 
 
-def many_rows(width: int, height: int = SIDE, eps: float | None = None, gated: bool = False) -> Callable[..., Any]:
+def many_rows(
+    tile: GpuTile, width: int, height: int = SIDE, eps: float | None = None, gated: bool = False
+) -> Callable[..., Any]:
     """Statement `multiply(t, chunks, w, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
-    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work."""
+    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. On tensor cores, but for float32."""
+    by_hand = _by_hand(width, height, eps, gated)
+    if not tile.tensor_cores:
+        return by_hand
+    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated)
+
+    @T.inline
+    def multiply(t, chunks, w, x, norm, store):
+        if w.matrix.exact:
+            by_hand(t, chunks, w, x, norm, store)
+        else:
+            on_tensor_cores(t, chunks, w, x, norm, store)
+
+    return multiply
+
+
+def _by_hand(width: int, height: int, eps: float | None, gated: bool) -> Callable[..., Any]:
     rows_each = height * _EACH // SIDE  # of a thread
     width_each = height * GROUP // MANY_THREADS  # columns of x that a thread fetches
     by_row = GROUP // width_each  # threads that fetch of one row

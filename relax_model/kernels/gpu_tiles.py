@@ -23,7 +23,7 @@ UNROLL = {"pragma_unroll_explicit": False}  # by the device's compiler
 class GpuTile:
     """Tuned values: `threads` of a block; of a product of up to `rows` rows `lanes` threads share `each` outputs, and
     take `steps` words of each at once; above `few` rows it is made in squares. Where warps are known to have `warp`
-    threads, they pass values among themselves. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a
+    threads, they pass values among themselves; `tensor_cores` make products of many rows. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a
     block `split` of them; expanded, its keys and values take up to `scratch` bytes at a time."""
 
     threads: int
@@ -37,6 +37,7 @@ class GpuTile:
     each: int = 1
     steps: int = 1
     warp: int = 0
+    tensor_cores: int = 0
 
     @property
     def outputs(self) -> int:
@@ -78,6 +79,11 @@ class Matrix:
     def scaled(self) -> bool:
         """Whether there are scales."""
         return isinstance(self._layout, GroupLayout)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is in float32: products with it are not to round anything else."""
+        return isinstance(self._layout, FloatLayout) and self._layout.dtype == "float32"
 
     @property
     def _per_element(self) -> int:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mlc_dsv3.runtime.virtual_machine import load_runtime
+
+# Before TVM itself, which would load its CUDA runtime and leave nothing to be counted.
+load_runtime()
 LAYER = "VK_LAYER_KHRONOS_validation"
 _MANIFESTS = (Path("/usr/share/vulkan/explicit_layer.d"), Path("/etc/vulkan/explicit_layer.d"))
 if any("khronos_validation" in path.name.lower() for folder in _MANIFESTS for path in folder.glob("*.json")):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import numpy as np
 import tvm
-from on_device import build, device
+from on_device import DEVICE, build, device
 
 from relax_model.kernels import registry
 from relax_model.kernels.gpu_tiles import GpuTile
 
 TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32, scratch=2**20)
+if DEVICE == "cuda":
+    TILE = dataclasses.replace(TILE, each=2, steps=2, warp=32, tensor_cores=1)
 
 
 @cache

@@ -14,6 +14,7 @@ from on_device import device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
 from relax_model.config import RouterConfig
+from relax_model.kernels.attention import cuda_absorbed
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
@@ -25,6 +26,16 @@ TOLERANCE = 1e-5
 EPS = 1e-6
 # Scores are serial sums of up to 576 products, and an exponential multiplies what they are off by.
 ATTENTION_TOLERANCE = 3e-5
+
+
+# Tensor cores round what they multiply to eleven bits.
+ROUNDED_TOLERANCE = 6e-3
+
+
+def tolerance(quantization: str, rows: int) -> float:
+    """For a product of so many rows."""
+    on_tensor_cores = TILE.tensor_cores and rows > TILE.few and quantization != "q0f32"
+    return ROUNDED_TOLERANCE if on_tensor_cores else TOLERANCE
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -55,7 +66,7 @@ def test_linear(quantization: str, out: int, width: int, residual: bool) -> None
         inputs = [x, *arrays, *([added] if residual else [])]
         (found,) = run_gpu("linear", (layout, out, width, residual), inputs, ((rows, out), "float32"))
         expected = x.astype(np.float64) @ exact.T + (added if residual else 0)
-        assert np.abs(found - expected).max() < 3e-6 * np.sqrt(width) * 4, rows
+        assert np.abs(found - expected).max() < 1.2 * tolerance(quantization, rows) * np.sqrt(width), rows
 
 
 def normalised(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -77,7 +88,7 @@ def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, o
     (first, w), (second, v) = stored(layout, normal(out, width)), stored(layout, normal(other, width))
     norm = normal(width)
     for rows in ROWS:
-        x = normal(rows, width) * 3
+        x, allowed = normal(rows, width) * 3, 2.4 * tolerance(quantization, rows) * np.sqrt(width)
         found, beside = run_gpu(
             "linear_pair",
             (layout, out, other, width, EPS),
@@ -86,10 +97,10 @@ def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, o
             ((rows, other), "float32"),
         )
         expected = normalised(x, norm)
-        assert np.abs(found - expected @ w.T).max() < 3e-6 * np.sqrt(width) * 8, rows
-        assert np.abs(beside - expected @ v.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+        assert np.abs(found - expected @ w.T).max() < allowed, rows
+        assert np.abs(beside - expected @ v.T).max() < allowed, rows
         (found,) = run_gpu("linear", (layout, out, width, False, EPS), [x, norm, *first], ((rows, out), "float32"))
-        assert np.abs(found - expected @ w.T).max() < 3e-6 * np.sqrt(width) * 8, rows
+        assert np.abs(found - expected @ w.T).max() < allowed, rows
 
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1", "q4f16_1"])
@@ -109,7 +120,9 @@ def test_gate_and_up_beside_the_router(quantization: str, out: int, width: int, 
         )
         expected = normalised(x, norm)
         both = expected @ exact.T
-        assert np.abs(found - silu(both[:, :out]) * both[:, out:]).max() < 1e-4 * np.sqrt(width), rows
+        assert np.abs(found - silu(both[:, :out]) * both[:, out:]).max() < max(
+            1e-4, 2 * tolerance(quantization, rows)
+        ) * np.sqrt(width), rows
         if experts:
             assert np.abs(logits[0] - expected @ gate.T).max() < 3e-6 * np.sqrt(width) * 8, rows
 
@@ -166,7 +179,7 @@ def test_experts(name: str, quantization: str, shared: int) -> None:
             for expert, weight in zip(*choose(router, logits[row], bias), strict=True):
                 both = exact_up[expert] @ normed
                 expected[row] += weight * (exact_down[expert] @ (silu(both[:width]) * both[width:]))
-        assert error(found, expected) < TOLERANCE, rows
+        assert error(found, expected) < tolerance(quantization, rows), rows
 
 
 def test_experts_of_the_family() -> None:
@@ -188,7 +201,7 @@ def test_experts_of_the_family() -> None:
         given = [np.tile(array, (repeat, 1)) for array in (x, logits)]
         inputs = [given[0], norm, given[1], bias, *up, *down]
         (found,) = run_gpu("experts", arguments, inputs, (given[0].shape, "float32"))
-        assert error(found, np.tile(expected, (repeat, 1))) < TOLERANCE
+        assert error(found, np.tile(expected, (repeat, 1))) < tolerance("q4f16_1", repeat * rows)
 
 
 SHAPES = {
@@ -196,6 +209,7 @@ SHAPES = {
     "value wider than key": AttentionShape(3, 64, 16, 16, 48, False, 0.15, 16, "float32"),
     "one head": AttentionShape(1, 32, 8, 4, 8, True, 0.3, 8, "float32"),
     "float16 cache": AttentionShape(4, 96, 32, 16, 32, True, 0.2, 16, "float16"),
+    "more heads than a tile has": AttentionShape(18, 512, 16, 64, 16, True, 0.07, 16, "float16"),
     "the family's widths": AttentionShape(3, 512, 128, 64, 128, True, 0.07, 16, "float16"),
 }
 
@@ -259,7 +273,8 @@ def test_absorbed_attention(name: str, quantization: str) -> None:
         before = world.cache.copy()
         found, world.cache = world.absorbed(*some)
         check_appended(world, before, *some[1:])
-        assert error(found, world.expected(*some[:3])) < ATTENTION_TOLERANCE
+        rounded = TILE.tensor_cores and (cuda_absorbed.serves(world.shape) or rows > TILE.few)
+        assert error(found, world.expected(*some[:3])) < (ROUNDED_TOLERANCE if rounded else ATTENTION_TOLERANCE)
         if rows <= TILE.few:
             for row in range(rows):
                 alone = world.absorbed(*(part[row : row + 1] for part in some[:-1]), weight)[0]
@@ -286,14 +301,14 @@ EXPANDED_TOLERANCE = {"float32": ATTENTION_TOLERANCE, "float16": 1e-2}
 @pytest.mark.parametrize(("name", "quantization"), [("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)])
 def test_expanded_attention(name: str, quantization: str) -> None:
     world = World(EXPANDED[name], quantization, (20, 170))
-    tolerance = EXPANDED_TOLERANCE[world.shape.cache_dtype]
+    allowed = max(EXPANDED_TOLERANCE[world.shape.cache_dtype], ROUNDED_TOLERANCE * TILE.tensor_cores)
     q = world.queries(170)
     found = {}
     for first, rows in BLOCKS:
         positions, sequences = np.arange(first, first + rows, dtype=np.int32), np.ones(rows, np.int32)
         block = q[first : first + rows]
         found[first, rows] = world.expanded(block, positions, sequences)
-        assert error(found[first, rows], world.expected(block, positions, sequences)) < tolerance, (first, rows)
+        assert error(found[first, rows], world.expected(block, positions, sequences)) < allowed, (first, rows)
     # A row's bits do not depend on where its block begins.
     assert np.array_equal(found[0, 1][0], found[0, 70][0])
     assert np.array_equal(found[0, 70][63:], found[63, 65][:7])

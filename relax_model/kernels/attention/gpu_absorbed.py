@@ -16,10 +16,11 @@ from __future__ import annotations
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention import cuda_absorbed
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import few_rows
-from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows
+from relax_model.kernels.gpu_tiles import UNROLL, GpuTile, Matrix, Rows
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
@@ -29,9 +30,113 @@ _RUN = 4  # neighbouring columns that are read at once
 _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
 
 
-def _threads(shape: AttentionShape, tile: GpuTile) -> int:
-    """Threads of a block that attends: a thread sums two columns of its heads' latents, in registers, where it can."""
-    return min(_MOST_THREADS, max(tile.threads, 1 << (shape.kv_lora_rank // 2 - 1).bit_length()))
+class ByHand:
+    """Statements of a block of `threads` threads, for `heads` heads of a row.
+
+    attend(i, g, t, first, limit, …, state, factor, out)    `limit` keys from position `first` on, for the heads of group
+                                                            g: the thread's `sums` sums, and its own head's largest score
+                                                            and sum of weights in `state`
+    each_head(t, put)                                       put(head), by a thread with that head's state
+    each_sum(t, out, put)                                   put(head, column, sum) of all that the thread has
+    """
+
+    def __init__(self, shape: AttentionShape, tile: GpuTile) -> None:
+        rank, width, page = shape.kv_lora_rank, shape.latent_width, shape.page_size
+        heads, keys = min(tile.heads, shape.heads), tile.keys
+        # A thread sums two columns of its heads' latents, in registers, where it can.
+        threads = min(_MOST_THREADS, max(tile.threads, 1 << (rank // 2 - 1).bit_length()))
+        columns = -(-rank // threads)
+        self.threads, self.heads, self.sums = threads, heads, heads * columns
+        assert heads <= threads, "a head's softmax is a thread's"
+        # An odd stride, so that the threads of several keys read different banks.
+        runs, stride = width // _RUN, width | 1
+        # Of a score, where there are more threads than scores.
+        slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
+        assert width % _RUN == 0
+
+        @T.inline
+        def attend(i, g, t, first, limit, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
+            key = T.alloc_buffer((keys * stride,), "float32", scope="shared")
+            score = T.alloc_buffer((slices * heads * keys,), "float32", scope="shared")
+            weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
+            total = T.alloc_buffer((keys,), "float32", scope="local")
+            run = T.alloc_buffer((_RUN,), "float32", scope="local")
+            dot = T.alloc_buffer((1,), "float32", scope="local")
+            for h in T.unroll(heads * columns):
+                out[h] = T.float32(0)
+            state[0] = T.float32(_LOWEST)
+            state[1] = T.float32(0)
+            for b in T.serial((limit + keys - 1) // keys):
+                for w in T.serial(-(-keys * runs // threads)):
+                    if w * threads + t < keys * runs:
+                        at = T.meta_var(T.min(first + b * keys + (w * threads + t) // runs, Positions[i]))
+                        for v in T.vectorized(_RUN):
+                            run[v] = T.Cast(
+                                "float32",
+                                Cache[
+                                    PageTable[Sequences[i], at // page], at % page, (w * threads + t) % runs * _RUN + v
+                                ],
+                            )
+                        for v in T.unroll(_RUN):
+                            key[(w * threads + t) // runs * stride + (w * threads + t) % runs * _RUN + v] = run[v]
+                T.evaluate(T.tvm_storage_sync("shared"))
+                for w in T.unroll(-(-slices * heads * keys // threads)):
+                    if w * threads + t < slices * heads * keys:
+                        part = T.meta_var((w * threads + t) // (heads * keys) * (runs // slices))
+                        dot[0] = T.float32(0)
+                        for c in T.serial(runs // slices):
+                            for v in T.vectorized(_RUN):
+                                run[v] = Q[
+                                    i,
+                                    T.min(g * heads + (w * threads + t) // keys % heads, shape.heads - 1),
+                                    (part + c) * _RUN + v,
+                                ]
+                            for v in T.unroll(_RUN):
+                                dot[0] = (
+                                    dot[0] + run[v] * key[(w * threads + t) % keys * stride + (part + c) * _RUN + v]
+                                )
+                        score[w * threads + t] = dot[0]
+                T.evaluate(T.tvm_storage_sync("shared"))
+                if t < heads:
+                    dot[0] = state[0]
+                    for j in T.unroll(keys):
+                        total[j] = score[t * keys + j]
+                        for p in T.unroll(slices - 1):
+                            total[j] = total[j] + score[((p + 1) * heads + t) * keys + j]
+                        total[j] = T.if_then_else(first + b * keys + j <= Positions[i], total[j], T.float32(_LOWEST))
+                        dot[0] = T.max(dot[0], total[j])
+                    factor[t] = T.exp2(state[0] - dot[0])
+                    state[1] = state[1] * T.exp2(state[0] - dot[0])
+                    state[0] = dot[0]
+                    for j in T.unroll(keys):
+                        total[j] = T.exp2(total[j] - state[0])
+                        weight[t * keys + j] = total[j]
+                        state[1] = state[1] + total[j]
+                T.evaluate(T.tvm_storage_sync("shared"))
+                for u in T.unroll(columns):
+                    if u * threads + t < rank:
+                        for j in T.unroll(keys):
+                            total[j] = key[j * stride + u * threads + t]
+                        for h in T.unroll(heads, annotations=UNROLL):
+                            dot[0] = out[h * columns + u] * factor[h]
+                            for j in T.unroll(keys):
+                                dot[0] = dot[0] + weight[h * keys + j] * total[j]
+                            out[h * columns + u] = dot[0]
+                T.evaluate(T.tvm_storage_sync("shared"))
+
+        @T.inline
+        def each_head(t, put):
+            if t < heads:
+                put(t)
+
+        @T.inline
+        def each_sum(t, out, put):
+            for h in T.unroll(heads, annotations=UNROLL):
+                for u in T.unroll(columns):
+                    if u * threads + t < rank:
+                        put(h, u * threads + t, out[h * columns + u])
+
+        self.attend, self.each_head, self.each_sum = attend, each_head, each_sum
 
 
 @kernel("absorbed_values", "gpu")
@@ -43,91 +148,23 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     heads · v).
     """
     assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
-    rank, width, page, threads = shape.kv_lora_rank, shape.latent_width, shape.page_size, _threads(shape, tile)
-    heads, keys, split = min(tile.heads, shape.heads), tile.keys, tile.split
-    groups, columns, merged = -(-shape.heads // heads), -(-rank // threads), -(-rank // tile.threads)
-    steps, few, rows, outputs = split // keys, tile.few, tile.rows, tile.outputs
-    assert heads <= threads, "a head's softmax is a thread's"
+    on_tensor_cores = tile.tensor_cores and cuda_absorbed.serves(shape)
+    inner = cuda_absorbed.TensorCoreAttention(shape) if on_tensor_cores else ByHand(shape, tile)
+    attend, each_head, each_sum, threads, heads = (
+        inner.attend,
+        inner.each_head,
+        inner.each_sum,
+        inner.threads,
+        inner.heads,
+    )
+    rank, width, page, split = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.split
+    groups, merged = -(-shape.heads // heads), -(-rank // tile.threads)
+    few, rows, outputs = tile.few, tile.rows, tile.outputs
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (shape.heads * shape.expanded_width, rank))
     passes = min(_PASSES, -(-shape.v // outputs))
     blocks_few, blocks_many = -(-shape.v // (outputs * passes)), -(-shape.v // outputs)
     one, several = few_rows(tile, rank, 1), few_rows(tile, rank, rows)
-    # An odd stride, so that the threads of several keys read different banks.
-    runs, stride = width // _RUN, width | 1
-    # Of a score, where there are more threads than scores.
-    slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
-    assert width % _RUN == 0
     aligned = -(-rank // _RUN) * _RUN  # where the two numbers of a part stand, behind its sums
-
-    @T.inline
-    def attend(i, g, t, first, count, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
-        """`count` blocks of keys from position `first` on, for the heads of group g.
-
-        `out` (heads, columns) are a thread's columns of all heads' sums, `state` its own head's largest score and sum
-        of weights."""
-        key = T.alloc_buffer((keys * stride,), "float32", scope="shared")
-        score = T.alloc_buffer((slices * heads * keys,), "float32", scope="shared")
-        weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
-        total = T.alloc_buffer((keys,), "float32", scope="local")
-        run = T.alloc_buffer((_RUN,), "float32", scope="local")
-        dot = T.alloc_buffer((1,), "float32", scope="local")
-        for h in T.unroll(heads * columns):
-            out[h] = T.float32(0)
-        state[0] = T.float32(_LOWEST)
-        state[1] = T.float32(0)
-        for b in T.serial(count):
-            for w in T.serial(-(-keys * runs // threads)):
-                if w * threads + t < keys * runs:
-                    at = T.meta_var(T.min(first + b * keys + (w * threads + t) // runs, Positions[i]))
-                    for v in T.vectorized(_RUN):
-                        run[v] = T.Cast(
-                            "float32",
-                            Cache[PageTable[Sequences[i], at // page], at % page, (w * threads + t) % runs * _RUN + v],
-                        )
-                    for v in T.unroll(_RUN):
-                        key[(w * threads + t) // runs * stride + (w * threads + t) % runs * _RUN + v] = run[v]
-            T.evaluate(T.tvm_storage_sync("shared"))
-            for w in T.unroll(-(-slices * heads * keys // threads)):
-                if w * threads + t < slices * heads * keys:
-                    part = T.meta_var((w * threads + t) // (heads * keys) * (runs // slices))
-                    dot[0] = T.float32(0)
-                    for c in T.serial(runs // slices):
-                        for v in T.vectorized(_RUN):
-                            run[v] = Q[
-                                i,
-                                T.min(g * heads + (w * threads + t) // keys % heads, shape.heads - 1),
-                                (part + c) * _RUN + v,
-                            ]
-                        for v in T.unroll(_RUN):
-                            dot[0] = dot[0] + run[v] * key[(w * threads + t) % keys * stride + (part + c) * _RUN + v]
-                    score[w * threads + t] = dot[0]
-            T.evaluate(T.tvm_storage_sync("shared"))
-            if t < heads:
-                dot[0] = state[0]
-                for j in T.unroll(keys):
-                    total[j] = score[t * keys + j]
-                    for p in T.unroll(slices - 1):
-                        total[j] = total[j] + score[((p + 1) * heads + t) * keys + j]
-                    total[j] = T.if_then_else(first + b * keys + j <= Positions[i], total[j], T.float32(_LOWEST))
-                    dot[0] = T.max(dot[0], total[j])
-                factor[t] = T.exp2(state[0] - dot[0])
-                state[1] = state[1] * T.exp2(state[0] - dot[0])
-                state[0] = dot[0]
-                for j in T.unroll(keys):
-                    total[j] = T.exp2(total[j] - state[0])
-                    weight[t * keys + j] = total[j]
-                    state[1] = state[1] + total[j]
-            T.evaluate(T.tvm_storage_sync("shared"))
-            for u in T.unroll(columns):
-                if u * threads + t < rank:
-                    for j in T.unroll(keys):
-                        total[j] = key[j * stride + u * threads + t]
-                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
-                        dot[0] = out[h * columns + u] * factor[h]
-                        for j in T.unroll(keys):
-                            dot[0] = dot[0] + weight[h * keys + j] * total[j]
-                        out[h * columns + u] = dot[0]
-            T.evaluate(T.tvm_storage_sync("shared"))
 
     def expansion(head, first, data, scale):
         """Rows of a head's W_UV."""
@@ -178,15 +215,15 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                             for t in T.thread_binding(threads, "threadIdx.x"):
                                 state = T.alloc_buffer((2,), "float32", scope="local")
                                 factor = T.alloc_buffer((heads,), "float32", scope="shared")
-                                out = T.alloc_buffer((heads * columns,), "float32", scope="local")
-                                # As many blocks as reach up to the row itself; past it, none.
-                                reach = T.meta_var(T.max(T.min((Positions[i] - s * split) // keys + 1, steps), 0))
+                                out = T.alloc_buffer((inner.sums,), "float32", scope="local")
+                                # As many keys as there are up to the row itself; past it, none.
+                                limit = T.meta_var(T.max(T.min(Positions[i] + 1 - s * split, split), 0))
                                 attend(
                                     i,
                                     g,
                                     t,
                                     s * split,
-                                    reach,
+                                    limit,
                                     Q,
                                     Positions,
                                     Sequences,
@@ -196,17 +233,21 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                                     factor,
                                     out,
                                 )
+
+                                @T.inline
+                                def put_state(h):
+                                    if g * heads + h < shape.heads:
+                                        Part[i * splits + s, g * heads + h, aligned] = state[0]
+                                        Part[i * splits + s, g * heads + h, aligned + 1] = state[1]
+
+                                @T.inline
+                                def put_sum(h, k, value):
+                                    if g * heads + h < shape.heads:
+                                        Part[i * splits + s, g * heads + h, k] = value
+
                                 if s * split <= Positions[i]:
-                                    if T.And(t < heads, g * heads + t < shape.heads):
-                                        Part[i * splits + s, g * heads + t, aligned] = state[0]
-                                        Part[i * splits + s, g * heads + t, aligned + 1] = state[1]
-                                    for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
-                                        if g * heads + h < shape.heads:
-                                            for u in T.unroll(columns):
-                                                if u * threads + t < rank:
-                                                    Part[i * splits + s, g * heads + h, u * threads + t] = out[
-                                                        h * columns + u
-                                                    ]
+                                    each_head(t, put_state)
+                                    each_sum(t, out, put_sum)
                 for b in T.thread_binding(shape.heads * blocks_few, "blockIdx.x"):
                     for i in T.thread_binding(n, "blockIdx.y"):
                         for t in T.thread_binding(tile.threads, "threadIdx.x"):
@@ -246,17 +287,35 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                         for t in T.thread_binding(threads, "threadIdx.x"):
                             state = T.alloc_buffer((2,), "float32", scope="local")
                             factor = T.alloc_buffer((heads,), "float32", scope="shared")
-                            out = T.alloc_buffer((heads * columns,), "float32", scope="local")
-                            reach = T.meta_var(Positions[i] // keys + 1)
-                            attend(i, g, t, 0, reach, Q, Positions, Sequences, PageTable, Cache, state, factor, out)
-                            if t < heads:
-                                factor[t] = T.float32(1) / state[1]
-                            T.evaluate(T.tvm_storage_sync("shared"))
-                            for h in T.unroll(heads, annotations={"pragma_unroll_explicit": False}):
+                            out = T.alloc_buffer((inner.sums,), "float32", scope="local")
+                            attend(
+                                i,
+                                g,
+                                t,
+                                0,
+                                Positions[i] + 1,
+                                Q,
+                                Positions,
+                                Sequences,
+                                PageTable,
+                                Cache,
+                                state,
+                                factor,
+                                out,
+                            )
+
+                            @T.inline
+                            def put_factor(h):
+                                factor[h] = T.float32(1) / state[1]
+
+                            @T.inline
+                            def put_mean(h, k, value):
                                 if g * heads + h < shape.heads:
-                                    for u in T.unroll(columns):
-                                        if u * threads + t < rank:
-                                            Part[i, g * heads + h, u * threads + t] = out[h * columns + u] * factor[h]
+                                    Part[i, g * heads + h, k] = value * factor[h]
+
+                            each_head(t, put_factor)
+                            T.evaluate(T.tvm_storage_sync("shared"))
+                            each_sum(t, out, put_mean)
                 for b in T.thread_binding(shape.heads * blocks_many, "blockIdx.x"):
                     for c in T.thread_binding((n + rows - 1) // rows, "blockIdx.y"):
                         for t in T.thread_binding(tile.threads, "threadIdx.x"):

@@ -54,7 +54,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * width, rank))
     # Positions of one head that the scratch holds.
     room = tile.scratch // (width * np.dtype(shape.cache_dtype).itemsize)
-    multiply, attend = many_rows(rank), flash(shape.query_width, shape.v)
+    multiply, attend = many_rows(tile, rank), flash(shape.query_width, shape.v)
 
     def query_at(Q, Table, row, head, k):
         """Channel k of a head's query, rotated behind `nope`, with the softmax's factor."""

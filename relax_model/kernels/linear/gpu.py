@@ -70,7 +70,7 @@ def _products(
     """Blocks of the first matrix, and behind them those of the second."""
     normed, two, other, rows = eps is not None, second is not None, second or first, tile.rows
     one, several = (few_rows(tile, width, count, eps, first.gated) for count in (1, rows))
-    many = many_rows(width, SIDE, eps, first.gated)
+    many = many_rows(tile, width, SIDE, eps, first.gated)
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(first.layout, (first.out, width))
     (other_shape, other_dtype), (other_scale_shape, _) = stored(other.layout, (other.out, width))
 

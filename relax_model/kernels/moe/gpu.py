@@ -27,7 +27,8 @@ from relax_model.kernels.moe.gpu_routing import chooser, sorter
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
-_HEIGHT = 16  # pairs of a tile: an expert rarely has more of a chunk
+# Pairs of a tile: an expert rarely has many more of a chunk, and tensor cores make 32 rows as fast as 16.
+_HEIGHT, _HEIGHT_ON_TENSOR_CORES = 16, 32
 
 
 @kernel("experts", "gpu")
@@ -40,16 +41,17 @@ def experts(
     (experts, 2 · width, hidden), down (experts, hidden, width), [with `shared` > 0: what goes into the shared experts'
     down projection (rows, shared), and that projection (hidden, shared)] → float32 (rows, hidden).
     """
+    height = _HEIGHT_ON_TENSOR_CORES if tile.tensor_cores else _HEIGHT
     count, top_k, threads, outputs = router.n_routed_experts, router.num_experts_per_tok, tile.threads, tile.outputs
     (up_shape, data_dtype), (up_scale_shape, scale_dtype) = stored(layout, (count, 2 * width, hidden))
     (down_shape, _), (down_scale_shape, _) = stored(layout, (count, hidden, width))
     (own_shape, _), (own_scale_shape, _) = stored(layout, (hidden, max(shared, 1)))
     scaled = not scale_names(layout)
     choose, choose_many = chooser(router, threads), chooser(router, MANY_THREADS)
-    sort = sorter(count, top_k, MANY_THREADS, _HEIGHT)
-    up_few, up_many = few_rows(tile, hidden, 1, eps, gated=True), many_rows(hidden, _HEIGHT, eps, gated=True)
+    sort = sorter(count, top_k, MANY_THREADS, height)
+    up_few, up_many = few_rows(tile, hidden, 1, eps, gated=True), many_rows(tile, hidden, height, eps, gated=True)
     down_few, own_few, add_few = accumulator(tile, width, 1), accumulator(tile, shared, 1), lane_sum(tile, 1)
-    down_many, own_many = many_rows(width, _HEIGHT), many_rows(shared)
+    down_many, own_many = many_rows(tile, width, height), many_rows(tile, shared)
     each, each_few = -(-count // MANY_THREADS), tile.each
 
     def gate_or_up(expert, output):
@@ -76,8 +78,8 @@ def experts(
                 expert[0] = w * MANY_THREADS + t
         T.evaluate(T.tvm_storage_sync("shared"))
         mine[0] = T.min(expert[0], count - 1)
-        mine[1] = Starts[mine[0]] + (q - Tiles[mine[0]]) * _HEIGHT
-        mine[2] = T.if_then_else(expert[0] < count, T.min(Starts[mine[0] + 1] - mine[1], _HEIGHT), 0)
+        mine[1] = Starts[mine[0]] + (q - Tiles[mine[0]]) * height
+        mine[2] = T.if_then_else(expert[0] < count, T.min(Starts[mine[0] + 1] - mine[1], height), 0)
         if t < mine[2]:
             pair[t] = Pairs[mine[1] + t]
         T.evaluate(T.tvm_storage_sync("shared"))
@@ -184,7 +186,7 @@ def experts(
                 Starts = T.alloc_buffer((count + 1,), "int32", scope="global")
                 Tiles = T.alloc_buffer((count + 1,), "int32", scope="global")
                 Out = T.alloc_buffer((m * top_k, hidden), "float32", scope="global")
-                tiles = T.meta_var((n * top_k + _HEIGHT - 1) // _HEIGHT + count)  # at most
+                tiles = T.meta_var((n * top_k + height - 1) // height + count)  # at most
                 for i in T.thread_binding(n, "blockIdx.x"):
                     for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
                         ids = T.alloc_buffer((top_k,), "int32", scope="shared")
@@ -201,7 +203,7 @@ def experts(
                     for q in T.thread_binding(tiles, "blockIdx.y"):
                         for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
                             mine = T.alloc_buffer((3,), "int32", scope="local")
-                            pair = T.alloc_buffer((_HEIGHT,), "int32", scope="shared")
+                            pair = T.alloc_buffer((height,), "int32", scope="shared")
                             find(t, q, mine, pair, Pairs, Starts, Tiles)
                             last = T.meta_var(T.max(mine[2] - 1, 0))
 
@@ -222,7 +224,7 @@ def experts(
                     for q in T.thread_binding(tiles, "blockIdx.y"):
                         for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
                             mine = T.alloc_buffer((3,), "int32", scope="local")
-                            pair = T.alloc_buffer((_HEIGHT,), "int32", scope="shared")
+                            pair = T.alloc_buffer((height,), "int32", scope="shared")
                             find(t, q, mine, pair, Pairs, Starts, Tiles)
                             last = T.meta_var(T.max(mine[2] - 1, 0))
 

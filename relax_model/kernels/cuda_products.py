@@ -1,0 +1,141 @@
+"""Products of many rows on NVIDIA's tensor cores: what `gpu_products.many_rows` does, in TF32.
+
+    of 32 columns: W is unpacked, x normalised, both rounded to TF32 into shared memory   ← the next ones are on their way
+    8 warps, each 16-row tiles × 8-output tiles:  mma.sync m16n8k8, sums in float32
+
+TF32 has float32's exponents, so that no activation overflows, and float16's mantissa. A result's sum runs in an order fixed
+by the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from relax_model.kernels.gpu_tiles import GROUP, WORD, fill, inverse_root
+
+# What TVM has no operator for; the compiler puts it before the kernels. A fragment's places: PTX ISA, mma.m16n8k8.
+FUNCTIONS = """
+static __device__ __forceinline__ float mlc_tf32(float x) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+static __device__ __forceinline__ void mlc_mma_tf32(float* c, float a0, float a1, float a2, float a3, float b0, float b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+"""
+_THREADS, _SIDE = 256, 64
+_WARPS = _THREADS // 32
+_STRIDE = GROUP + 4  # of a row in shared memory: a fragment's 32 values lie in 32 banks
+_M, _N, _K = 16, 8, 8
+_VECTOR = 4
+
+
+def _tf32(value: Any) -> Any:
+    return T.call_extern("float32", "mlc_tf32", value)
+
+
+def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callable[..., Any]:
+    """See `gpu_products.many_rows`; `height` is 16, 32 or 64."""
+    down = height // _M  # tiles of rows, each a warp's
+    across = _SIDE // _N // (_WARPS // down)  # tiles of outputs of a warp
+    each = height * GROUP // _THREADS  # columns of x that a thread fetches
+    by_row, normed, whole = GROUP // each, eps is not None, width % GROUP == 0
+
+    @T.inline
+    def fetch(c, t, w, x, norm, elements, scales, values, weights):
+        """The thread's part of the columns from c · GROUP on, as it is stored."""
+        for i in T.unroll(w.matrix.elements):
+            elements[i] = w.element(t // 4, c * GROUP + t % 4 * WORD, i)
+        if w.matrix.scaled:
+            scales[0] = w.scale(t // 4, c * GROUP + t % 4 * WORD)
+        for i in T.unroll(each):
+            column = T.meta_var(c * GROUP + t % by_row * each + i)
+            values[i] = (
+                x(t // by_row, column)
+                if whole
+                else T.if_then_else(column < width, x(t // by_row, column), T.float32(0))
+            )
+            if normed:
+                weights[i] = norm(column) if whole else T.if_then_else(column < width, norm(column), T.float32(0))
+
+    @T.inline
+    def multiply(t, chunks, w, x, norm, store):
+        left = T.alloc_buffer((height * _STRIDE,), "float32", scope="shared")
+        right = T.alloc_buffer((_SIDE * _STRIDE,), "float32", scope="shared")
+        square_part = T.alloc_buffer((_THREADS,), "float32", scope="shared")
+        elements = T.alloc_buffer((w.matrix.elements,), w.matrix.dtypes[0], scope="local")
+        scales = T.alloc_buffer((1,), w.matrix.dtypes[1], scope="local")
+        values = T.alloc_buffer((each,), "float32", scope="local")
+        weights = T.alloc_buffer((each,), "float32", scope="local")
+        run = T.alloc_buffer((WORD + 1,), "float32", scope="local")
+        total = T.alloc_buffer((across * 4,), "float32", scope="local")
+        square = T.alloc_buffer((1,), "float32", scope="local")
+        sums = T.alloc_buffer((3,), "float32", scope="local")
+        # Of the warp: its first row and output; of the lane: its row, and its column or pair of outputs.
+        top, first = T.meta_var(t // 32 % down * _M), T.meta_var(t // 32 // down * (across * _N))
+        lane_row, lane_column = T.meta_var(t % 32 // 4), T.meta_var(t % 4)
+        square[0] = T.float32(0)
+        for i in T.unroll(across * 4):
+            total[i] = T.float32(0)
+        if chunks > 0:
+            fetch(0, t, w, x, norm, elements, scales, values, weights)
+        for c in T.serial(chunks):
+            fill(run, w.held(elements, scales, 0))
+            for i in T.unroll(WORD // _VECTOR):
+                for v in T.vectorized(_VECTOR):
+                    right[t // 4 * _STRIDE + t % 4 * WORD + i * _VECTOR + v] = _tf32(run[i * _VECTOR + v] * run[WORD])
+            for i in T.unroll(each):
+                if normed:
+                    square[0] = square[0] + values[i] * values[i]
+                    values[i] = values[i] * weights[i]
+                left[t // by_row * _STRIDE + t % by_row * each + i] = _tf32(values[i])
+            T.evaluate(T.tvm_storage_sync("shared"))
+            fetch(T.min(c + 1, chunks - 1), t, w, x, norm, elements, scales, values, weights)
+            for k in T.unroll(GROUP // _K):
+                for n in T.unroll(across):
+                    row = T.meta_var((top + lane_row) * _STRIDE + k * _K + lane_column)
+                    output = T.meta_var((first + n * _N + lane_row) * _STRIDE + k * _K + lane_column)
+                    T.evaluate(
+                        T.call_extern(
+                            "void",
+                            "mlc_mma_tf32",
+                            T.address_of(total[n * 4]),
+                            left[row],
+                            left[row + 8 * _STRIDE],
+                            left[row + 4],
+                            left[row + 8 * _STRIDE + 4],
+                            right[output],
+                            right[output + 4],
+                        )
+                    )
+            T.evaluate(T.tvm_storage_sync("shared"))
+        if normed:
+            square_part[t] = square[0]
+            T.evaluate(T.tvm_storage_sync("shared"))
+        for half in T.unroll(2):
+            row = T.meta_var(top + half * 8 + lane_row)
+            sums[2] = T.float32(1)
+            if normed:
+                sums[2] = T.float32(0)
+                for i in T.unroll(by_row):
+                    sums[2] = sums[2] + square_part[row * by_row + i]
+                sums[2] = inverse_root(sums[2], width, eps)
+            for n in T.unroll(across):
+                if gated:
+                    for i in T.unroll(2):
+                        sums[i] = total[n * 4 + half * 2 + i] * sums[2]
+                    store(row, (first + n * _N) // 2 + lane_column, sums)
+                else:
+                    for i in T.unroll(2):
+                        sums[0] = total[n * 4 + half * 2 + i] * sums[2]
+                        store(row, first + n * _N + lane_column * 2 + i, sums)
+
+    return multiply
