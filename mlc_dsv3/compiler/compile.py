@@ -41,8 +41,8 @@ def compile_model(
 
     `level` is one of the target's (default: what fits this machine). `context_window` in tokens is the longest sequence
     that the runtime accepts (default: the model's own); `cache_dtype` is the latent cache's (default: the target's for
-    this quantization); `architectures` are CUDA's. Raises UserError for an unknown device, level, quantization, dtype or
-    architecture, a context over the model's, or a machine that cannot link.
+    this quantization); `architectures` are CUDA's. Raises UserError for an unknown device, level, quantization, dtype
+    or architecture, a context over the model's, or a machine that cannot link.
     """
     target = resolve_target(device, level, cache_dtype, architectures)
     window = config.max_position_embeddings if context_window is None else context_window

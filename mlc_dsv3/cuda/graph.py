@@ -10,6 +10,8 @@ import numpy as np
 
 from mlc_dsv3.cuda.driver import call
 
+_MOST_RUNS = 16
+
 
 @dataclass
 class _Recorded:
@@ -45,12 +47,21 @@ class Graphs:
         for tensor, array in zip(found.inputs, arrays, strict=True):
             self._write(tensor, array)
         if not found.graph:
-            # It finds all memory that it needs, and the kernels are loaded.
-            self.watched(function, *found.inputs, *fixed)
+            self._prepare(function, *found.inputs, *fixed)
             found.outputs, found.graph = _record(function, *found.inputs, *fixed)
             self._recorded[key] = found
         call("launch_graph", found.graph)
         return found.outputs
+
+    def _prepare(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run the function until it takes no more memory from the device, which recording does not allow. The first
+        run loads its kernels; the pools give other pieces to the next ones."""
+        for _ in range(_MOST_RUNS):
+            before = call("allocations"), call("frees")
+            self.watched(function, *arguments)
+            if (call("allocations"), call("frees")) == before:
+                return
+        raise RuntimeError(f"a step takes memory from the device even when it runs for the {_MOST_RUNS}th time")
 
     def watched(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(*arguments)`; where it gave memory back to the device, no graph is good any more."""

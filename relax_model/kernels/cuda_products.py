@@ -1,10 +1,10 @@
 """Products of many rows on NVIDIA's tensor cores: what `gpu_products.many_rows` does, in TF32.
 
-    of 32 columns: W is unpacked, x normalised, both rounded to TF32 into shared memory   ← the next ones are on their way
+    of 32 columns: W is unpacked, x normalised, both rounded to TF32 into shared memory   ← the next ones on their way
     8 warps, each 16-row tiles × 8-output tiles:  mma.sync m16n8k8, sums in float32
 
-TF32 has float32's exponents, so that no activation overflows, and float16's mantissa. A result's sum runs in an order fixed
-by the width.
+TF32 has float32's exponents, so that no activation overflows, and float16's mantissa. A result's sum runs in an order
+fixed by the width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ static __device__ __forceinline__ float mlc_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __uint_as_float(bits);
 }
-static __device__ __forceinline__ void mlc_mma_tf32(float* c, float a0, float a1, float a2, float a3, float b0, float b1) {
+static __device__ __forceinline__ void mlc_mma_tf32(float* c, float a0, float a1, float a2, float a3, float b0,
+                                                    float b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));

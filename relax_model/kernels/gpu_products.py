@@ -216,7 +216,7 @@ def few_rows(
 
 @T.inline
 def load(row, base, column, width, x):
-    """Statement: WORD values x(column), … of a row of `width`, from row[base] on; past the last column they are zero."""
+    """Statement: WORD values x(column), … of a row of `width`, from row[base] on; zero past the last column."""
     if width % WORD == 0:
         for i in T.unroll(WORD // _RUN):
             for v in T.vectorized(_RUN):

@@ -4,18 +4,20 @@
 #include <tvm/ffi/reflection/registry.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 #include "runtime.h"
 
 namespace {
 
-std::atomic<int64_t> kernels{0}, graphs{0}, frees{0};
+std::atomic<int64_t> kernels{0}, graphs{0}, allocations{0}, frees{0};
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   tvm::ffi::reflection::GlobalDef()
       .def("mlc_dsv3.cuda.kernel_launches", [] { return kernels.load(); })
       .def("mlc_dsv3.cuda.graph_launches", [] { return graphs.load(); })
+      .def("mlc_dsv3.cuda.allocations", [] { return allocations.load(); })
       .def("mlc_dsv3.cuda.frees", [] { return frees.load(); });
 }
 
@@ -34,6 +36,12 @@ EXPORTED int cudaGraphLaunch(void* graph, void* stream) {
   static auto* launch = mlc_cuda::next<decltype(cudaGraphLaunch)>("cudaGraphLaunch", mlc_cuda::kRuntime);
   graphs++;
   return launch(graph, stream);
+}
+
+EXPORTED int cudaMalloc(void** memory, size_t size) {
+  static auto* allocate = mlc_cuda::next<decltype(cudaMalloc)>("cudaMalloc", mlc_cuda::kRuntime);
+  allocations++;
+  return allocate(memory, size);
 }
 
 EXPORTED int cudaFree(void* memory) {

@@ -33,9 +33,9 @@ _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each 
 class ByHand:
     """Statements of a block of `threads` threads, for `heads` heads of a row.
 
-    attend(i, g, t, first, limit, …, state, factor, out)    `limit` keys from position `first` on, for the heads of group
-                                                            g: the thread's `sums` sums, and its own head's largest score
-                                                            and sum of weights in `state`
+    attend(i, g, t, first, limit, …, state, factor, out)    `limit` keys from position `first` on, for the heads of
+                                                            group g: the thread's `sums` sums, and its own head's
+                                                            largest score and sum of weights in `state`
     each_head(t, put)                                       put(head), by a thread with that head's state
     each_sum(t, out, put)                                   put(head, column, sum) of all that the thread has
     """
