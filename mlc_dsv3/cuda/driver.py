@@ -107,8 +107,8 @@ def architecture() -> str:
 
 
 def launches() -> int:
-    """Kernels and graphs that were started since the process began."""
-    return int(call("kernel_launches")) + int(call("graph_launches"))
+    """Kernels that were started since the process began."""
+    return int(call("kernel_launches"))
 
 
 def runs(architectures: list[str] | tuple[str, ...], capability: int) -> bool:

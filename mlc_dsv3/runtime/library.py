@@ -27,7 +27,6 @@ class Library:
         if self.metadata.device != "cpu":
             self.memory = memory_of(self.metadata.device)
             self._machine = open_machine(self.path, self.metadata.device)
-        self._records = self.memory.records
         self.function: Callable[[str], Callable[..., Any]] = self._machine.get_function
 
     def instrument(self, around: Callable[..., int] | None) -> None:
@@ -36,8 +35,6 @@ class Library:
         import tvm_ffi
 
         self._machine["set_instrument"](None if around is None else tvm_ffi.convert(around))
-        # What is recorded calls nothing that could be watched.
-        self.memory.records = self._records and around is None
 
     def _refuse_other_gpu(self) -> None:
         """UserError where a library for CUDA has no code that this machine's GPU runs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -15,9 +14,6 @@ from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
 from mlc_dsv3.runtime.capacity import available_memory
 from mlc_dsv3.runtime.virtual_machine import DEVICE_CODES, load_runtime
 
-# Of a step that is recorded: longer ones keep the GPU busy by themselves.
-_RECORDED_ROWS = 64
-
 
 class Memory(Protocol):
     """One device's."""
@@ -27,16 +23,6 @@ class Memory(Protocol):
 
     def pass_in(self, array: np.ndarray, dtype: str) -> Any:
         """A tensor for one step, as `dtype`."""
-
-    @property
-    def records(self) -> bool:
-        """Whether `call` records steps of few rows for their shapes, so that few shapes are better than many."""
-
-    def call(self, name: str, function: Callable[..., Any], arrays: Sequence[np.ndarray], *fixed: Any) -> Any:
-        """What a library's function `name` returns for a step's inputs and what is the same in all steps."""
-
-    def forget(self) -> None:
-        """What is the same in all steps is another one now."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A tensor to be written, of zeros where it is the host's."""
@@ -59,24 +45,10 @@ class Memory(Protocol):
 
 def memory_of(device: str) -> Memory:
     """The memory of a device by its name. UserError where it is not there."""
-    kinds = {"cpu": HostMemory, "cuda": CudaMemory}
-    return kinds[device]() if device in kinds else DeviceMemory(device)
+    return HostMemory() if device == "cpu" else DeviceMemory(device)
 
 
-class _Calls:
-    """Functions that are called with a step's inputs as new tensors."""
-
-    records = False
-
-    def call(self, name: str, function: Callable[..., Any], arrays: Sequence[np.ndarray], *fixed: Any) -> Any:
-        """See `Memory`."""
-        return function(*(self.pass_in(array, str(array.dtype)) for array in arrays), *fixed)
-
-    def forget(self) -> None:
-        """See `Memory`: nothing is recorded."""
-
-
-class HostMemory(_Calls):
+class HostMemory:
     """The CPU's: nothing is copied but a step's inputs, for their alignment."""
 
     def place(self, arrays: list[np.ndarray]) -> list[Any]:
@@ -123,7 +95,7 @@ def driver_of(device: str) -> ModuleType:
     return importlib.import_module({"vulkan": "mlc_dsv3.vulkan.native", "cuda": "mlc_dsv3.cuda.driver"}[device])
 
 
-class DeviceMemory(_Calls):
+class DeviceMemory:
     """A GPU's, through TVM's device API."""
 
     def __init__(self, device: str) -> None:
@@ -187,24 +159,3 @@ class DeviceMemory(_Calls):
         """See `Memory`. On a device that shares the host's, no more than the host has left."""
         free = self._driver.free_memory()
         return min(free, available_memory()) if self._driver.shares_memory() else free
-
-
-class CudaMemory(DeviceMemory):
-    """The memory of an NVIDIA GPU, on which a step of few rows is one CUDA graph."""
-
-    def __init__(self) -> None:
-        from mlc_dsv3.cuda.graph import Graphs
-
-        super().__init__("cuda")
-        self.records = True
-        self._graphs = Graphs(self.empty, self.write)
-
-    def call(self, name: str, function: Callable[..., Any], arrays: Sequence[np.ndarray], *fixed: Any) -> Any:
-        """See `Memory`."""
-        if self.records and len(arrays[0]) <= _RECORDED_ROWS:
-            return self._graphs.run(name, function, arrays, *fixed)
-        return self._graphs.watched(super().call, name, function, arrays, *fixed)
-
-    def forget(self) -> None:
-        """See `Memory`."""
-        self._graphs.forget()

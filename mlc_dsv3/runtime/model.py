@@ -66,7 +66,6 @@ class CompiledModel:
         shape = (num_pages, self.metadata.page_size, self.metadata.cache_width)
         self.caches = [self._memory.empty(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
         self._caches = tvm_ffi.convert(self.caches)
-        self._memory.forget()
 
     def available_memory(self) -> int:
         """Bytes that the caches may share."""
@@ -108,20 +107,10 @@ class CompiledModel:
         assert self._caches is not None, "allocate_cache comes before the first step"
         assert 0 < len(batch.tokens) <= self.metadata.max_rows
         assert len(batch.wanted) > 0
-        pages = _padded(batch.page_table) if self._memory.records else batch.page_table
-        where = (batch.positions, batch.sequences, pages, batch.wanted)
-        arrays = [np.ascontiguousarray(*each) for each in (*first, *((array, "int32") for array in where))]
-        fixed = (self._caches, self._parameters)
-        logits, hidden = self._memory.call(function, self._functions[function], arrays, *fixed)
+        where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
+        inputs = [self._memory.pass_in(*each) for each in (*first, *((array, "int32") for array in where))]
+        logits, hidden = self._functions[function](*inputs, self._caches, self._parameters)
         return StepOutput(logits, hidden, self._memory.read)
-
-
-def _padded(page_table: np.ndarray) -> np.ndarray:
-    """The table with a power of two of columns, so that a growing sequence makes few shapes."""
-    sequences, longest = page_table.shape
-    padded = np.zeros((sequences, 1 << (longest - 1).bit_length()), np.int32)
-    padded[:, :longest] = page_table
-    return padded
 
 
 def set_threads(threads: int | None) -> int:

@@ -36,7 +36,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What the compiler is asked for; it makes nothing."""
     calls: list[SimpleNamespace] = []
 
-    def compile_model(config, quantization, device, output, *, level, context_window, cache_dtype):
+    def compile_model(config, quantization, device, output, *, level, context_window, cache_dtype, architectures):
         calls.append(SimpleNamespace(**locals()))
         return output
 

@@ -91,15 +91,7 @@ def test_launches_of_a_decode_step(name: str, on_gpu: Callable[..., Driver], row
     around = 5  # rotary table, embedding, last norm, choice of rows, head
     of_layer = 8 if config.q_lora_rank is None else 9
     dense = config.moe_layers[: config.num_hidden_layers].count(False)  # they have one less
-    expected = around + of_layer * config.num_hidden_layers - dense
-    if DEVICE != "cuda":
-        assert launched == expected
-        return
-    # Some times to find its memory, once recorded, and then one graph.
-    assert launched > expected and (launched - 1) % expected == 0
-    before = count()
-    chosen.prefill(prompt)
-    assert count() - before == 1
+    assert launched == around + of_layer * config.num_hidden_layers - dense
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])
