@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="target; `mlc_dsv3 devices` lists them (cpu)")
     parser.add_argument("-o", "--output", type=Path, metavar="LIB", help="default: ./<name>-<quantization>-<device>.so")
     parser.add_argument(
-        "--level", metavar="NAME", help="of processor or GPU, as x86-64-avx2 or discrete-32 (this machine's)"
+        "--level",
+        "--target-cpu",
+        metavar="NAME",
+        help="of processor or GPU, as x86-64-avx2 or discrete-32 (this machine's)",
     )
     parser.add_argument(
         "--arch",

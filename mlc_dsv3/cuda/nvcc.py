@@ -1,6 +1,6 @@
 """CUDA C++ → machine code for several architectures, by NVIDIA's compiler.
 
-It is looked for on PATH, under CUDA_HOME, in /usr/local/cuda, and where PyPI's nvidia-cuda-nvcc puts it.
+It is looked for on PATH, under CUDA_HOME, where PyPI's nvidia-cuda-nvcc puts it, and in /usr/local/cuda.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INSTALL = "pip install 'mlc-dsv3[cuda]', or NVIDIA's CUDA toolkit of version 13
 
 def find_nvcc() -> str:
     """The compiler's path; UserError says what to install where there is none, or no C++ compiler for it to call."""
-    found = next((str(path) for path in _places() if path.is_file()), None)
+    found = _find("nvcc")
     if found is None:
         raise UserError(f"no nvcc to compile for CUDA with; install {_INSTALL}")
     if shutil.which("g++") is None:
@@ -30,13 +30,25 @@ def find_nvcc() -> str:
     return found
 
 
-def _places() -> Iterator[Path]:
-    if on_path := shutil.which("nvcc"):
+def find_cuobjdump() -> str:
+    """The path of the program that reads machine code; UserError says what to install where there is none."""
+    found = _find("cuobjdump")
+    if found is None:
+        raise UserError(f"no cuobjdump to read CUDA's machine code with; install {_INSTALL}")
+    return found
+
+
+def _find(program: str) -> str | None:
+    return next((str(path) for path in _places(program) if path.is_file()), None)
+
+
+def _places(program: str) -> Iterator[Path]:
+    if on_path := shutil.which(program):
         yield Path(on_path)
-    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        if home:
-            yield Path(home) / "bin" / "nvcc"
-    yield Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "nvcc"
+    if home := os.environ.get("CUDA_HOME"):
+        yield Path(home) / "bin" / program
+    yield Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / program
+    yield Path("/usr/local/cuda/bin") / program
 
 
 @cache

@@ -1,0 +1,100 @@
+"""Libraries for CUDA, compiled on any machine: what they hold, and which GPUs and machines they are refused on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from golden import checkpoints
+
+from mlc_dsv3.cli.main import main
+from mlc_dsv3.compiler import compile_model, resolve_target
+from mlc_dsv3.cuda import driver
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.virtual_machine import load_runtime
+from mlc_dsv3.weights import Checkpoint
+
+# Before TVM itself, which would load its CUDA runtime and leave nothing to stand in for it.
+load_runtime()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's, with code for two architectures."""
+    folder = tmp_path_factory.mktemp("cuda")
+    checkpoints.write("deepseek_v3", folder / "model")
+    config = Checkpoint.open(folder / "model").model_config
+    return compile_model(config, "q4f16_1", "cuda", folder / "model.so", architectures=["sm_80", "sm_90a"])
+
+
+def test_inspect_says_what_it_is_for_on_a_machine_without_a_gpu(library: Path, capsys) -> None:
+    main(["inspect", str(library), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["device"], found["level"], found["architectures"]) == ("cuda", "sm_80", ["sm_80", "sm_90a"])
+
+
+def test_it_holds_no_source_to_be_compiled_later(library: Path) -> None:
+    assert b"__global__" not in library.read_bytes()
+
+
+@pytest.mark.skipif(driver.missing() is None, reason="there is a GPU")
+def test_it_runs_on_no_machine_without_a_driver(library: Path) -> None:
+    with pytest.raises(UserError, match="there is no NVIDIA (driver|GPU) here"):
+        Library(library)
+
+
+def test_a_gpu_without_matching_code_is_refused_by_name(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turing = {"name": "NVIDIA T4", "capability": 75, "memory": 16 << 30}
+    monkeypatch.setattr(driver, "first_device", lambda: turing)
+    with pytest.raises(
+        UserError, match=r"has code for sm_80, sm_90a, and NVIDIA T4 is of compute capability 7\.5; .*--arch sm_75"
+    ):
+        Library(library)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "does"),
+    [
+        (["sm_80"], 80, True),
+        (["sm_80"], 86, True),  # machine code of the same generation
+        (["sm_86"], 80, False),
+        (["sm_80"], 90, True),  # by its PTX
+        (["sm_80"], 75, False),
+        (["sm_90a"], 90, True),
+        (["sm_80", "sm_90a"], 89, True),
+        (["sm_90a"], 89, False),
+    ],
+)
+def test_which_gpus_have_code(architectures: list[str], capability: int, does: bool) -> None:
+    assert driver.runs(architectures, capability) is does
+
+
+def test_architectures_are_cudas_alone(capsys) -> None:
+    with pytest.raises(UserError, match="--arch is for the device cuda, not for cpu"):
+        resolve_target("cpu", architectures=["sm_80"])
+
+
+def test_compile_refuses_an_unknown_architecture_before_anything_else(tmp_path: Path, capsys) -> None:
+    checkpoints.write("deepseek_v3", tmp_path / "model")
+    output = tmp_path / "model.so"
+    arguments = ["compile", str(tmp_path / "model"), "--quantization", "q4f16_1", "--device", "cuda"]
+    assert main([*arguments, "--arch", "sm_80,sm_91", "-o", str(output)]) == 2
+    assert "knows no architecture sm_91; it has" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_without_a_gpu_a_library_is_for_all_that_the_target_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "missing", lambda: "there is no NVIDIA driver here")
+    assert resolve_target("cuda").architectures == ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+
+def test_tune_does_not_measure_on_cuda_yet(capsys) -> None:
+    assert main(["tune", "--device", "cuda", "--seconds", "1"]) == 2
+    assert "tune measures kernels of the devices cpu and vulkan" in capsys.readouterr().err
+
+
+def test_an_installation_without_the_native_part_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_LIBRARY", Path("/nowhere/libmlc_cuda.so"))
+    assert "cannot compile for CUDA: install a C++ compiler" in driver.not_built()
