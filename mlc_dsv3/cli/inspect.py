@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.cli.output import print_json, print_table, size
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +27,66 @@ def run(parsed: argparse.Namespace) -> None:
     elif parsed.verify:
         raise UserError(f"{parsed.path} is a library; --verify compares an artifact's files with their checksums")
     else:
-        from mlc_dsv3.runtime.library import read_metadata
-
-        content = {"kind": "library", "path": str(parsed.path), **read_metadata(parsed.path)}
+        content = _library(parsed.path)
     if parsed.json:
         print_json(content)
-    else:
-        print_table((name, _phrase(name, value)) for name, value in content.items())
+        return
+    kernels = content.pop("kernels", [])
+    print_table((name, _phrase(name, value)) for name, value in content.items())
+    if kernels:
+        print()
+        print_table([[*kernel.values()] for kernel in kernels], [_COLUMNS[field] for field in kernels[0]])
+
+
+# A GPU's kernels, for people.
+_COLUMNS = {
+    "name": "kernel",
+    "threads": "threads",
+    "shared_bytes": "shared bytes",
+    "parameters": "parameters",
+    "architecture": "architecture",
+    "registers": "registers",
+    "stack_bytes": "stack bytes",
+}
+
+
+def _library(path: Path) -> dict[str, Any]:
+    """What a library says of itself, on any machine."""
+    from mlc_dsv3.compiler.note import read_note
+
+    note = read_note(path)
+    kernels = note["kernels"]
+    if note["metadata"]["device"] == "cuda":
+        kernels = _with_resources(path, kernels)
+    return {
+        "kind": "library",
+        "path": str(path),
+        **note["metadata"],
+        "operators": note["operators"],
+        "kernels": kernels,
+    }
+
+
+def _with_resources(path: Path, kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each architecture, where there is a program that reads its machine code."""
+    from mlc_dsv3.cuda.resources import read_resources
+
+    try:
+        resources = read_resources(path)
+    except UserError as error:
+        warn(f"registers are not shown: {error}")
+        return kernels
+    by_name = {kernel["name"]: kernel for kernel in kernels}
+    return [
+        {
+            **by_name[each.kernel],
+            "shared_bytes": each.shared_bytes,
+            "architecture": each.architecture,
+            "registers": each.registers,
+            "stack_bytes": each.stack_bytes,
+        }
+        for each in resources
+    ]
 
 
 def _artifact(path: Path, verify: bool) -> dict[str, Any]:
@@ -70,10 +123,13 @@ def _artifact(path: Path, verify: bool) -> dict[str, Any]:
     }
 
 
+_COUNTED = {"parameters": "arrays", "operators": "operators and shapes"}
+
+
 def _phrase(name: str, value: Any) -> str:
     """A value for the table, on one line."""
-    if name == "parameters":
-        return f"{len(value)} arrays (--json lists them)"
+    if name in _COUNTED:
+        return f"{len(value)} {_COUNTED[name]} (--json lists them)"
     if name == "nbytes":
         return size(value)
     if name == "parameter_count":

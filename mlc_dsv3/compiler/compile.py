@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mlc_dsv3.compiler.device_kernels import DeviceKernel, watched
+from mlc_dsv3.compiler.dump import Dump
 from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
+from mlc_dsv3.compiler.note import write_note
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.compiler.tuned import find_tuned
 from mlc_dsv3.cuda.nvcc import number
@@ -36,23 +40,28 @@ def compile_model(
     context_window: int | None = None,
     cache_dtype: str | None = None,
     architectures: Sequence[str] | None = None,
+    host: str | None = None,
+    dump: Path | None = None,
 ) -> Path:
     """Compile `config` for `device` and write the library to `output`, under a temporary name until it is whole.
 
     `level` is one of the target's (default: what fits this machine). `context_window` in tokens is the longest sequence
     that the runtime accepts (default: the model's own); `cache_dtype` is the latent cache's (default: the target's for
-    this quantization); `architectures` are CUDA's. Raises UserError for an unknown device, level, quantization, dtype
-    or architecture, a context over the model's, or a machine that cannot link.
+    this quantization); `architectures` are CUDA's; `host` is the kind of machine that the library is for (default: this
+    one, or the target's own). A folder `dump` gets the IR after each phase and the kernels' source. Raises UserError
+    for an unknown device, level, quantization, dtype, architecture or host, a context over the model's, a kernel that
+    takes more than the target has, or a machine that cannot link.
     """
-    target = resolve_target(device, level, cache_dtype, architectures)
+    target = resolve_target(device, level, cache_dtype, architectures, host)
     window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)
-    find_linker()
+    find_linker(target.host)
     check_backend(target)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    dumped = Dump(dump)
     with progress(f"Compiling for {target.level}", total=4) as advance:
         from tvm import relax
 
@@ -64,16 +73,29 @@ def compile_model(
         used: set[str] = set()
         module = build_module(config, options, lambda _, call: used.add(call.key))
         tuned.warn_unless_for(used)
+        dumped.module("1-model", module)
         advance(1)
         metadata = describe(config, quantization, options, target, window, used & options.tuned.keys())
         module = lower(add_metadata(module, metadata.to_json()))
+        dumped.module("2-lowered", module)
         advance(1)
-        with backend(target):
+        with backend(target) as kernels:
             executable = relax.build(module, tvm_target(target), relax_pipeline=None)
+        dumped.executable(executable)
         advance(1)
+        content = {
+            "metadata": asdict(metadata),
+            "operators": sorted(used),
+            "kernels": [asdict(kernel) for kernel in kernels],
+        }
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            partial = Path(folder) / output.name
-            executable.export_library(str(partial), fcompile=link)
+            note = write_note(content, Path(folder) / "note.c")
+
+            def link_all(library: str, objects: list[str], *_: object, **__: object) -> None:
+                link(Path(library), [*map(Path, objects), note], target.host)
+
+            partial = Path(folder) / f"library.{target.host.suffix}"
+            executable.export_library(str(partial), fcompile=link_all)
             os.replace(partial, output)
         advance(1)
     return output
@@ -116,13 +138,26 @@ def check_backend(target: CompileTarget) -> None:
         nvcc.refuse_unknown(target.architectures)
 
 
-def backend(target: CompileTarget) -> AbstractContextManager[None]:
-    """What has to be open around TVM's build for a target."""
-    if target.device != "cuda":
-        return nullcontext()
-    from mlc_dsv3.cuda.build import machine_code
+@contextmanager
+def backend(target: CompileTarget) -> Iterator[list[DeviceKernel]]:
+    """What has to be open around TVM's build for a target; a GPU's kernels are in the list then."""
+    if target.family == "cpu":
+        yield []
+        return
+    with _code_generation(target), watched(target.device) as kernels:
+        yield kernels
 
-    return machine_code(target.architectures)
+
+def _code_generation(target: CompileTarget) -> AbstractContextManager[None]:
+    if target.device == "cuda":
+        from mlc_dsv3.cuda.build import machine_code
+
+        return machine_code(target.architectures)
+    if target.device == "metal":
+        from mlc_dsv3.metal.source import completed_source
+
+        return completed_source()
+    return nullcontext()
 
 
 def tvm_target(target: CompileTarget) -> tvm.target.Target:
@@ -130,7 +165,7 @@ def tvm_target(target: CompileTarget) -> tvm.target.Target:
     the device's attributes, and a plain processor as its host."""
     import tvm
 
-    triple = f"{target.arch}-linux-gnu" if os.uname().sysname == "Linux" else "arm64-apple-macos"
+    triple = target.host.triple
     if target.family != "cpu":
         attributes = dict(target.tvm)
         if target.architectures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlc_dsv3.compiler.link import find_linker
-from mlc_dsv3.compiler.targets import device_names, level_of_gpu, read_description, resolve_target
+from mlc_dsv3.compiler.targets import device_names, host_of, level_of_gpu, read_description, resolve_target
 from mlc_dsv3.errors import UserError
 
 
@@ -25,10 +25,8 @@ def devices() -> list[DeviceStatus]:
 
 
 def _status(name: str) -> DeviceStatus:
-    if name == "vulkan":
-        return _vulkan_status()
-    if name == "cuda":
-        return _cuda_status()
+    if status := _GPUS.get(name):
+        return status()
     try:
         target = resolve_target(name)
     except UserError as error:
@@ -82,3 +80,21 @@ def _cuda_status() -> DeviceStatus:
         gpu = driver.first_device()
         reasons.insert(0, f"{gpu['name']} ({driver.architecture()})")
     return DeviceStatus("cuda", can_compile, reason is None, "; ".join([*reasons, *([reason] if reason else [])]))
+
+
+def _metal_status() -> DeviceStatus:
+    from mlc_dsv3.metal import driver
+    from mlc_dsv3.runtime.virtual_machine import load_runtime
+
+    load_runtime()
+    host, can_compile = host_of("metal"), True
+    try:
+        reason = f"{host.name}, linked by {' '.join(find_linker(host)[:4])}"
+    except UserError as error:
+        reason, can_compile = str(error), False
+    lacking = driver.missing()
+    shown = f"{reason}; {lacking}" if lacking else f"{driver.first_device()['name']} ({reason})"
+    return DeviceStatus("metal", can_compile, lacking is None, shown)
+
+
+_GPUS = {"cuda": _cuda_status, "metal": _metal_status, "vulkan": _vulkan_status}

@@ -11,15 +11,18 @@ from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.compiler.tuned import tuned_text
 from relax_model.config import ModelConfig
 
+_COMPILER = ("compiler", "cuda", "metal", "vulkan")
+
 
 @cache
 def compiler_version() -> str:
     """SHA-256 (hex) of the compiler itself: our sources that turn a configuration into code, and TVM's version."""
-    import mlc_dsv3.vulkan
+    import mlc_dsv3
     import relax_model
 
+    package = Path(mlc_dsv3.__file__).parent
     digest = hashlib.sha256("".join(f"{name}{pin}" for name, pin in PINS.items()).encode())
-    for folder in (Path(relax_model.__file__).parent, Path(__file__).parent, Path(mlc_dsv3.vulkan.__file__).parent):
+    for folder in (Path(relax_model.__file__).parent, *(package / name for name in _COMPILER)):
         for source in sorted(folder.rglob("*.py")):
             digest.update(source.read_bytes())
     return digest.hexdigest()

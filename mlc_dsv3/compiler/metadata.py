@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError
 from relax_model.config import ModelConfig
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Metadata:
     quantization: str
     device: str
     level: str
-    arch: str
+    host: str  # the kind of machine
     features: tuple[str, ...]
     context_window: int
     page_size: int
@@ -42,26 +42,24 @@ class Metadata:
     num_caches: int
     functions: tuple[str, ...]
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
-    architectures: tuple[str, ...] = ()  # CUDA's that there is code for
-    tuned: tuple[str, ...] = ()  # kernels with a tile from a tuning record
+    architectures: tuple[str, ...]  # CUDA's that there is code for
+    tuned: tuple[str, ...]  # kernels with a tile from a tuning record
 
     def to_json(self) -> str:
         """The text that `_metadata()` returns."""
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> Metadata:
-        """Read `_metadata()`'s text; UserError for a library of another format version."""
-        fields = json.loads(text)
+    def from_fields(fields: dict[str, Any]) -> Metadata:
+        """Of what has been read from JSON; UserError for a library of another format version."""
         if fields.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"the library has format version {fields.get('format_version')}, and this program reads "
                 f"{FORMAT_VERSION}; compile it again"
             )
-        fields["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
-        for name in ("features", "functions", "architectures", "tuned"):
-            fields[name] = tuple(fields.get(name, ()))
-        return Metadata(**fields)
+        parameters = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return Metadata(**{**fields, **lists, "parameters": parameters})
 
     def refuse_unless_for(self, config: ModelConfig, quantization: str, library: str) -> None:
         """UserError, by the name of the first field that differs, unless the library fits this model's artifact."""
@@ -100,7 +98,7 @@ def describe(
         quantization=quantization,
         device=target.device,
         level=target.level,
-        arch=target.arch,
+        host=target.host.name,
         features=target.features,
         context_window=context_window,
         page_size=options.page_size,

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3.compiler.hosts import Host, find_host, host_arch, host_system, host_with
 from mlc_dsv3.errors import UserError
 from relax_model.layout import CACHE_DTYPES
 
@@ -17,7 +18,6 @@ from relax_model.layout import CACHE_DTYPES
 _FOLDERS = (Path(__file__).parents[1] / "build", Path(__file__).parents[2] / "build")
 # What Linux calls otherwise than LLVM.
 _LINUX_NAMES = {"avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni", "asimd": "neon", "asimddp": "dotprod"}
-_ARCHITECTURES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CompileTarget:
     device: str
     family: str
     level: str
-    arch: str
+    host: Host
     features: tuple[str, ...]
     tvm: tuple[tuple[str, Any], ...]
     tuned: tuple[tuple[str, int], ...]
@@ -87,12 +87,14 @@ def resolve_target(
     level: str | None = None,
     cache_dtype: str | None = None,
     architectures: Sequence[str] | None = None,
+    host: str | None = None,
 ) -> CompileTarget:
     """The target for `device` ("auto" is the CPU), at `level` or at the one that fits this machine.
 
     `cache_dtype` is the latent cache's, for any quantization; `architectures` are CUDA's, by default that of this
-    machine's GPU, or without one those of the target's description. Raises UserError for an unknown device, level or
-    dtype, for a processor below every level, and for a GPU that is not there.
+    machine's GPU, or without one those of the target's description. `host` is the kind of machine that the library is
+    for, by default the target's own or this one, and without `level` such processors' lowest. Raises UserError for an
+    unknown device, level, host or dtype, for a processor below every level, and for a GPU that is not there.
     """
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise UserError(f"cache dtype {cache_dtype!r} is unknown; known: {', '.join(CACHE_DTYPES)}")
@@ -101,17 +103,21 @@ def resolve_target(
     if cache_dtype is not None and family != "cpu" and cache_dtype not in dtypes.values():
         known = ", ".join(sorted(set(dtypes.values())))
         raise UserError(f"device {device} has no cache in {cache_dtype}; it has {known}")
-    levels = description["level"]
     name = description["target"]["name"]
     if architectures and name != "cuda":
         raise UserError(f"--arch is for the device cuda, not for {name}")
-    found = _named(levels, level) if level else _CHOICES[name](levels)
+    found = _level(description, level, host)
+    if host is None and "arch" in found and "host" not in description["target"]:
+        machine = host_with(known_hosts(), found["arch"], host_system())
+    else:
+        machine = host_of(device, host)
+    if found.get("arch", machine.arch) != machine.arch:
+        raise UserError(f"--level {found['name']} is for {found['arch']}, and --host {machine.name} is not")
     return CompileTarget(
         device=name,
         family=family,
         level=found["name"],
-        # The host's part of a GPU's library is for the machine that compiles it.
-        arch=found.get("arch", host_arch()),
+        host=machine,
         features=tuple(found.get("features", ())),
         tvm=tuple(description["target"]["tvm"].items()),
         tuned=tuple(found["tuned"].items()),
@@ -120,6 +126,32 @@ def resolve_target(
         architectures=_architectures(description, architectures) if name == "cuda" else (),
         chosen_cache=cache_dtype,
     )
+
+
+def known_hosts() -> list[Host]:
+    """The kinds of machine that `build/cpu.toml` describes."""
+    return [Host(**fields) for fields in read_description("cpu")["host"]]
+
+
+def host_of(device: str, name: str | None = None) -> Host:
+    """The kind of machine of this name, or by default the device's own, or this one. UserError lists the known ones."""
+    target = read_description(device)["target"]
+    wanted = name or target.get("host")
+    if not wanted:
+        return host_with(known_hosts(), host_arch(), host_system())
+    found, possible = find_host(known_hosts(), wanted), target.get("hosts")
+    if possible and found.name not in possible:
+        raise UserError(f"device {device} is there on {' and '.join(possible)}, not on {found.name}")
+    return found
+
+
+def _level(description: dict[str, Any], level: str | None, host: str | None) -> dict[str, Any]:
+    levels, name = description["level"], description["target"]["name"]
+    if level:
+        return _named(levels, level)
+    if name == "cpu" and host and not (machine := find_host(known_hosts(), host)).is_this:
+        return _named(levels, machine.level)
+    return _CHOICES[name](levels)
 
 
 def _named(levels: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -183,13 +215,12 @@ def level_of_gpu(levels: list[dict[str, Any]], device: dict[str, Any]) -> dict[s
     )
 
 
+def _first(levels: list[dict[str, Any]]) -> dict[str, Any]:
+    return levels[0]
+
+
 # What a device's level is when none is named.
-_CHOICES = {"cpu": _of_processor, "vulkan": _of_vulkan, "cuda": lambda levels: levels[0]}
-
-
-def host_arch() -> str:
-    """This machine's architecture by LLVM's name."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+_CHOICES = {"cpu": _of_processor, "vulkan": _of_vulkan, "cuda": _first, "metal": _first}
 
 
 @cache

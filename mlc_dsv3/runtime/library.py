@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3.compiler.hosts import host_arch, host_system
 from mlc_dsv3.compiler.metadata import Metadata
-from mlc_dsv3.compiler.targets import host_arch, host_features
+from mlc_dsv3.compiler.note import read_note
+from mlc_dsv3.compiler.targets import host_features, known_hosts
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.memory import HostMemory, Memory, memory_of
 from mlc_dsv3.runtime.virtual_machine import open_machine
@@ -18,15 +19,14 @@ class Library:
     """An opened library: its `metadata`, `function(name)`, an exported function, and the `memory` that they work on."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`. UserError: no such file, no library of ours, another format, a processor that lacks features."""
+        """Open `path`. UserError: no such file, no library of ours, another format, another kind of machine, a
+        processor that lacks features, a GPU that is not there or has no code in it."""
         self.path = Path(path)
-        self.memory: Memory = HostMemory()
-        self._machine, self.metadata = _open(self.path)
-        self._refuse_other_processor()
+        self.metadata = Metadata.from_fields(read_note(self.path)["metadata"])
+        self._refuse_other_machine()
         self._refuse_other_gpu()
-        if self.metadata.device != "cpu":
-            self.memory = memory_of(self.metadata.device)
-            self._machine = open_machine(self.path, self.metadata.device)
+        self.memory: Memory = HostMemory() if self.metadata.device == "cpu" else memory_of(self.metadata.device)
+        self._machine = _open(self.path, self.metadata.device)
         self.function: Callable[[str], Callable[..., Any]] = self._machine.get_function
 
     def instrument(self, around: Callable[..., int] | None) -> None:
@@ -50,9 +50,11 @@ class Library:
                 f"{gpu['capability'] // 10}.{gpu['capability'] % 10}; compile it with --arch {driver.architecture()}"
             )
 
-    def _refuse_other_processor(self) -> None:
-        if self.metadata.arch != host_arch():
-            raise UserError(f"{self.path} is compiled for {self.metadata.arch}, and this machine is {host_arch()}")
+    def _refuse_other_machine(self) -> None:
+        """UserError where the library is for another system or processor, before anything of it runs."""
+        wanted = self.metadata.host
+        if not any(host.is_this for host in known_hosts() if host.name == wanted):
+            raise UserError(f"{self.path} is compiled for {wanted}, and this machine is {host_arch()}-{host_system()}")
         lacking = sorted(set(self.metadata.features) - host_features())
         if lacking:
             raise UserError(
@@ -61,19 +63,10 @@ class Library:
             )
 
 
-def _open(path: Path) -> tuple[Any, Metadata]:
-    """The virtual machine over a library, on the CPU, and what it says of itself: for that nothing else is needed."""
-    if not path.is_file():
-        raise UserError(f"library {path} is not there; make it with: mlc_dsv3 compile")
+def _open(path: Path, device: str) -> Any:
+    """The virtual machine over a library."""
     try:
-        machine = open_machine(path)
-        text = str(machine.get_function("_metadata")())
+        return open_machine(path, device)
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is no library of this program: {reason}") from None
-    return machine, Metadata.from_json(text)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """A library's metadata as a dictionary, for people and programs to read, on any machine."""
-    return asdict(_open(Path(path))[1])
+        raise UserError(f"{path} does not load: {reason}") from None

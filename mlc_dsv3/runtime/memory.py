@@ -90,9 +90,12 @@ class HostMemory:
         return available_memory()
 
 
+_DRIVERS = {"vulkan": "mlc_dsv3.vulkan.native", "cuda": "mlc_dsv3.cuda.driver", "metal": "mlc_dsv3.metal.driver"}
+
+
 def driver_of(device: str) -> ModuleType:
     """What knows of a GPU: `first_device`, `launches`, `free_memory` and `shares_memory`."""
-    return importlib.import_module({"vulkan": "mlc_dsv3.vulkan.native", "cuda": "mlc_dsv3.cuda.driver"}[device])
+    return importlib.import_module(_DRIVERS[device])
 
 
 class DeviceMemory:

@@ -12,11 +12,12 @@ from typing import Any
 
 from mlc_dsv3._pins import check_pins
 from mlc_dsv3.cuda import driver as cuda
+from mlc_dsv3.metal import driver as metal
 from mlc_dsv3.vulkan import native as vulkan
 
 _FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
 # DLPack's.
-DEVICE_CODES = {"cpu": 1, "cuda": 2, "vulkan": 7}
+DEVICE_CODES = {"cpu": 1, "cuda": 2, "vulkan": 7, "metal": 8}
 
 
 @cache
@@ -37,6 +38,7 @@ def load_runtime() -> None:
     # A library with kernels for a GPU cannot even be opened without.
     vulkan.load()
     cuda.load()
+    metal.load()
 
 
 def open_machine(library: Path, device: str = "cpu") -> Any:

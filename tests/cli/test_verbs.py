@@ -13,7 +13,11 @@ from types import SimpleNamespace
 import pytest
 from golden import checkpoints, tokenizer
 
+from mlc_dsv3 import compiler
 from mlc_dsv3.cli.main import main
+from mlc_dsv3.compiler.link import link
+from mlc_dsv3.compiler.note import write_note
+from mlc_dsv3.compiler.targets import host_of
 from mlc_dsv3.errors import UserError
 
 
@@ -36,11 +40,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What the compiler is asked for; it makes nothing."""
     calls: list[SimpleNamespace] = []
 
-    def compile_model(config, quantization, device, output, *, level, context_window, cache_dtype, architectures):
+    def compile_model(config, quantization, device, output, *, level, context_window, **_: object):
         calls.append(SimpleNamespace(**locals()))
         return output
 
-    monkeypatch.setitem(sys.modules, "mlc_dsv3.compiler", SimpleNamespace(compile_model=compile_model))
+    monkeypatch.setattr(compiler, "compile_model", compile_model)
     return calls
 
 
@@ -160,13 +164,17 @@ def test_inspect_finds_a_changed_byte(artifact: Path, tmp_path: Path, complaint:
     assert str(shard) in complaint("inspect", tmp_path, "--verify")
 
 
-def test_inspect_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_a_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = {"model_type": "deepseek_v3", "page_size": 16, "device": "vulkan"}
+    kernel = {"name": "linear_kernel", "threads": 64, "shared_bytes": 128, "parameters": 4}
+    note = {"metadata": metadata, "operators": ["linear"], "kernels": [kernel]}
     library = tmp_path / "a.so"
-    library.touch()
-    metadata = {"model_type": "deepseek_v3", "page_size": 16}
-    monkeypatch.setitem(sys.modules, "mlc_dsv3.runtime.library", SimpleNamespace(read_metadata=lambda path: metadata))
+    link(library, [write_note(note, tmp_path / "note.c")], host_of("cpu"))
     assert main(["inspect", str(library), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"kind": "library", "path": str(library), **metadata}
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"kind": "library", "path": str(library), **metadata, "operators": ["linear"], "kernels": [kernel]}
+    assert main(["inspect", str(library)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["linear_kernel", "64", "128", "4"]
 
 
 @pytest.mark.parametrize("verb", ["convert_weight", "gen_config", "compile"])

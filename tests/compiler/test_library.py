@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from golden.families import CHECKPOINTS
 
-from mlc_dsv3.compiler import compile_model
+from mlc_dsv3.compiler import compile_model, hosts
 from mlc_dsv3.compiler.metadata import FORMAT_VERSION, Metadata
+from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime import library as library_module
-from mlc_dsv3.runtime.library import Library, read_metadata
+from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.model import CompiledModel, set_threads
+from mlc_dsv3.runtime.virtual_machine import open_machine
 from mlc_dsv3.weights import Artifact
 from relax_model.config import parse_config
 from relax_model.layout import layout_of
@@ -32,16 +34,16 @@ def tiny(compiled):
 
 def test_metadata_says_what_the_library_is_for(tiny) -> None:
     config = Artifact.open(tiny.artifact).model_config
-    metadata = read_metadata(tiny.library)
+    metadata = read_note(tiny.library)["metadata"]
     assert metadata["format_version"] == FORMAT_VERSION
     assert metadata["model_type"] == "youtu"
     assert metadata["config_digest"] == config.digest()
     assert metadata["quantization"] == "q0f32"
     assert metadata["context_window"] == config.max_position_embeddings
-    assert metadata["functions"] == ("step", "prefill")
+    assert metadata["functions"] == ["step", "prefill"]
     names = [name for p in parameters(config) for name in p.buffers(layout_of("q0f32"))]
     assert [name for name, _, _ in metadata["parameters"]] == names
-    json.dumps(metadata)
+    assert json.loads(str(open_machine(tiny.library).get_function("_metadata")())) == metadata
 
 
 def test_an_artifact_of_another_config_is_refused_by_the_field_that_differs(tiny, compiled) -> None:
@@ -64,9 +66,9 @@ def test_the_same_type_of_another_size_is_refused(tiny) -> None:
 
 
 def test_a_library_of_another_format_version_is_refused(tiny) -> None:
-    fields = read_metadata(tiny.library) | {"format_version": FORMAT_VERSION + 1}
+    fields = read_note(tiny.library)["metadata"] | {"format_version": FORMAT_VERSION + 1}
     with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}.*compile it again"):
-        Metadata.from_json(json.dumps(fields))
+        Metadata.from_fields(fields)
 
 
 def test_a_processor_without_the_librarys_features_is_refused_by_their_names(tiny, monkeypatch) -> None:
@@ -78,13 +80,15 @@ def test_a_processor_without_the_librarys_features_is_refused_by_their_names(tin
 def read_metadata_features(tiny) -> tuple[str, ...]:
     """The features that the library was compiled for, read where they are there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library_module.Library, "_refuse_other_processor", lambda self: None)
+        patch.setattr(library_module.Library, "_refuse_other_machine", lambda self: None)
         return Library(tiny.library).metadata.features
 
 
 def test_another_architecture_is_refused(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(library_module, "host_arch", lambda: "riscv64")
-    with pytest.raises(UserError, match="and this machine is riscv64"):
+    this = read_note(tiny.library)["metadata"]["host"]
+    for module in (library_module, hosts):
+        monkeypatch.setattr(module, "host_arch", lambda: "riscv64")
+    with pytest.raises(UserError, match=f"is compiled for {this}, and this machine is riscv64-"):
         Library(tiny.library)
 
 

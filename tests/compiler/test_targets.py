@@ -10,7 +10,7 @@ import pytest
 from golden.families import CHECKPOINTS
 
 from mlc_dsv3 import _pins
-from mlc_dsv3.compiler import devices, resolve_target, targets
+from mlc_dsv3.compiler import devices, hosts, resolve_target, targets
 from mlc_dsv3.compiler import link as link_module
 from mlc_dsv3.compiler.fingerprint import library_key
 from mlc_dsv3.errors import UserError
@@ -23,7 +23,8 @@ def processor(monkeypatch: pytest.MonkeyPatch):
     """`processor(arch, *features)` makes this machine look like one."""
 
     def pretend(arch: str, *features: str) -> None:
-        monkeypatch.setattr(targets, "host_arch", lambda: arch)
+        for module in (targets, hosts):
+            monkeypatch.setattr(module, "host_arch", lambda: arch)
         monkeypatch.setattr(targets, "host_features", lambda: frozenset(features))
 
     return pretend
@@ -57,7 +58,7 @@ def test_linuxs_names_of_features_become_llvms() -> None:
 
 def test_another_level_can_be_named(processor) -> None:
     processor("aarch64", "neon")
-    assert resolve_target("cpu", "x86-64-avx2").arch == "x86_64"
+    assert resolve_target("cpu", "x86-64-avx2").host.arch == "x86_64"
 
 
 def test_a_processor_below_every_level_is_told_what_it_lacks(processor) -> None:

@@ -36,8 +36,8 @@ def built(level: str, tile: CpuTile, operator: str, *arguments: object) -> tvm.r
 def lacking(level: str) -> list[str]:
     """What this processor lacks of a level: features, or the whole architecture."""
     target = resolve_target("cpu", level)
-    if target.arch != host_arch():
-        return [target.arch]
+    if target.host.arch != host_arch():
+        return [target.host.arch]
     return sorted(set(target.features) - host_features())
 
 

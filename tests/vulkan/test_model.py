@@ -19,8 +19,8 @@ from golden.families import CHECKPOINTS
 from on_device import DEVICE, needs_gpu, needs_vulkan
 
 from mlc_dsv3.compiler import compile_model
+from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.library import read_metadata
 from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.vulkan import native
 from mlc_dsv3.weights import Artifact
@@ -123,7 +123,7 @@ def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., D
 def test_a_library_for_another_kind_of_device_runs_here(compiled: Callable[..., Any], tmp_path: Path) -> None:
     made, library = compiled("deepseek_v2_lite", device="vulkan"), tmp_path / "model.so"
     compile_model(Artifact.open(made.artifact).model_config, "q0f32", "vulkan", library, level="discrete-64")
-    assert read_metadata(library)["level"] == "discrete-64"
+    assert read_note(library)["metadata"]["level"] == "discrete-64"
     prompt, golden = checkpoints.prompt("deepseek_v2_lite"), checkpoints.golden("deepseek_v2_lite")
     chosen = dataclasses.replace(made, library=library).driver()
     for chunk in (None, 3):
