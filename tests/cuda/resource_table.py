@@ -25,8 +25,8 @@ _HEAD = """\
 Of `tests/shapes/lite9.json` in `q4f16_1`: registers of a thread, bytes of stack (nothing is spilled; the table of
 angles has sine and cosine of any argument, which keep an array on some GPUs), bytes of a block's shared memory, and how
 often some instructions stand in the code: matrix products (HMMA), loads from memory of 16 bytes and in all, and values
-passed within a warp. `_kernel` is for one row, `_kernel_1` for up to eight and `_kernel_2` for more, where an operator has
-all three. `tests/cuda` compares a compilation with this table; `python tests/cuda/resource_table.py` writes it.
+passed within a warp. `_kernel` is for one row, `_kernel_1` for up to eight and `_kernel_2` for more, where an operator
+has all three. `tests/cuda` compares a compilation with this table; `python tests/cuda/resource_table.py` writes it.
 
 """
 
