@@ -48,11 +48,13 @@ def choose_num_pages(
         pages = -(-cache_tokens // page_size)
     if pages * page_bytes > memory:
         raise UserError(
-            f"the cache of {pages * page_size} tokens needs {_gib(pages * page_bytes)}, and {_gib(memory)} of memory "
-            f"are available; a smaller context_window or cache_tokens needs {page_bytes // page_size} bytes a token"
+            f"the cache of {pages * page_size} tokens needs {gib(pages * page_bytes)}, and {gib(memory)} of memory are "
+            f"available, at {page_bytes // page_size} bytes a token enough for {memory // page_bytes * page_size}: a "
+            "context_window of that, or smaller ones of several sequences"
         )
     return pages
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes for people who compare memories."""
     return f"{size / 2**30:.2f} GiB"

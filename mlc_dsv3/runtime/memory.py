@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
-from mlc_dsv3.runtime.capacity import available_memory
+from mlc_dsv3.runtime.capacity import available_memory, gib
 from mlc_dsv3.runtime.virtual_machine import DEVICE_CODES, load_runtime
 
 
@@ -117,9 +118,14 @@ class DeviceMemory:
         assert self._device.dlpack_device_type() == DEVICE_CODES[device]
 
     def place(self, arrays: list[np.ndarray]) -> list[Any]:
-        """See `Memory`."""
-        placed = []
-        with progress(f"Loading to {self._device_name}", total=sum(array.nbytes for array in arrays)) as advance:
+        """See `Memory`. UserError, before anything is copied, where they do not fit."""
+        placed, needed, free = [], sum(array.nbytes for array in arrays), self.available()
+        if needed > free:
+            raise UserError(
+                f"the model's weights take {gib(needed)}, and {gib(free)} of {self._device_name}'s memory are free; "
+                "take a quantization of fewer bits, a smaller model or the device cpu"
+            )
+        with progress(f"Loading to {self._device_name}", total=needed) as advance:
             for array in arrays:
                 placed.append(self.pass_in(array, str(array.dtype)))
                 advance(array.nbytes)

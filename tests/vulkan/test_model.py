@@ -137,6 +137,17 @@ def test_pages_may_lie_anywhere(on_gpu: Callable[..., Driver]) -> None:
     assert np.array_equal(first, second)
 
 
+def test_weights_that_do_not_fit_are_refused_with_the_numbers(
+    compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = compiled("deepseek_v3", "q4f16_1", None, DEVICE)
+    monkeypatch.setattr(driver_of(DEVICE), "free_memory", lambda: 1000)
+    with pytest.raises(
+        UserError, match=r"the model's weights take \d+\.\d\d GiB, and 0\.00 GiB of \w+'s memory are free"
+    ):
+        made.driver()
+
+
 @needs_vulkan
 def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
