@@ -36,6 +36,7 @@ class Metadata:
     context_window: int
     page_size: int
     max_rows: int
+    exact_rows: int  # of a step up to which a row has the same bits whatever runs beside it
     prefill_block: int
     cache_dtype: str
     cache_width: int  # elements of a cached token in a layer
@@ -103,6 +104,7 @@ def describe(
         context_window=context_window,
         page_size=options.page_size,
         max_rows=options.max_rows,
+        exact_rows=options.max_rows if options.family == "cpu" else options.tile.few,
         prefill_block=options.prefill_block,
         cache_dtype=options.cache_dtype,
         cache_width=cache_width(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy as np
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
+from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table
 from mlc_dsv3.runtime.forms import AttentionForms
 from mlc_dsv3.runtime.sampler import Draw, token_logprob
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.scheduler import Plan, Scheduler, Work
 from mlc_dsv3.runtime.sequence import Sequence, TextStream
+from mlc_dsv3.runtime.speculation import MOST_DRAFTS, Speculation
 
 if TYPE_CHECKING:  # the engine itself needs no tvm
     from mlc_dsv3.runtime.model import CompiledModel
@@ -33,13 +36,17 @@ class EngineStats:
     decode_seconds: float = 0.0
     reused_tokens: int = 0
     preemptions: int = 0
+    decode_steps: int = 0  # of each sequence
+    drafted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)  # verified after those before, by place
+    accepted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)
 
 
 class Engine:
     """Runs many requests at once on one model.
 
     `model` gets a cache of `num_pages` pages, which this engine owns from here on.
-    `detokenizer` makes a fresh text stream for a request; without one, texts are empty.
+    `detokenizer` makes a fresh text stream for a request; without one, texts are empty. With `speculation` tokens are
+    drafted and verified several at a time; what comes out is the same, token for token, drawn or greedy.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Engine:
         context_window: int | None = None,
         detokenizer: Callable[[], TextStream] | None = None,
         eos_token_ids: Collection[int] = (),
+        speculation: Speculation | None = None,
     ) -> None:
         metadata = model.metadata
         self.context_window = context_window or metadata.context_window
@@ -60,8 +68,15 @@ class Engine:
         self._page_size, self._max_rows = metadata.page_size, metadata.max_rows
         self._forms = AttentionForms(metadata.prefill_block)
         self._scheduler = Scheduler(
-            num_pages, metadata.page_size, self._forms, max_rows=metadata.max_rows, max_batch=max_batch
+            num_pages,
+            metadata.page_size,
+            self._forms,
+            max_rows=metadata.max_rows,
+            max_batch=max_batch,
+            exact_rows=metadata.exact_rows,
         )
+        self._speculation = speculation
+        self._drafter = Drafter(model, self._scheduler, self.context_window) if speculation else None
         self._detokenizer, self._eos_token_ids = detokenizer, frozenset(eos_token_ids)
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
@@ -102,16 +117,16 @@ class Engine:
         plan = self._scheduler.plan()
         if plan is None:
             return []
-        decoded = sum(work.sequence.decoding for work in plan.works)
-        ready, output = self._run(plan)
+        decoding = [work.sequence.decoding for work in plan.works]
+        rows, output = self._run(plan)
         # Whatever can fail comes before the first change, so that a failed step leaves the books as they were.
-        draws = [_draw(row, sequence) for row, sequence in enumerate(ready)]
-        tokens = self._model.sample(output, draws)
-        chosen = [(token, _logprobs(draw, token, output)) for draw, token in zip(draws, tokens, strict=True)]
+        chosen = self._choose(plan, output)
         for work in plan.works:
+            work.sequence.drafts = array("i")
             self._scheduler.advance(work)
-        updates = [self._accept(sequence, *choice) for sequence, choice in zip(ready, chosen, strict=True)]
-        self._record(plan, decoded, time.perf_counter() - started)
+        updates = [self._accept(work.sequence, *choice) for work, choice in chosen]
+        drafts = self._draft(plan, rows, output)
+        self._record(plan, decoding, dict(chosen), drafts, time.perf_counter() - started)
         return updates
 
     def cancel(self, request_id: int) -> Update | None:
@@ -158,24 +173,66 @@ class Engine:
             if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
                 raise UserError(f"{where} has token id {token!r}; the vocabulary has ids from 0 to {vocab_size - 1}")
 
-    def _run(self, plan: Plan) -> tuple[list[Sequence], StepOutput]:
-        """Compute a plan; returns the sequences whose last token it computed, in the order of their rows of logits."""
-        ends = np.cumsum([work.stop - work.start for work in plan.works])
-        complete = [work.stop == len(work.sequence.tokens) for work in plan.works]
+    def _run(self, plan: Plan) -> tuple[np.ndarray, StepOutput]:
+        """Compute a plan; returns each work's first row. Logits are those of the last tokens and of the drafts."""
+        ends = np.cumsum([work.rows for work in plan.works])
+        starts = ends - [work.rows for work in plan.works]
+        wanted = [
+            np.arange(end - 1 - len(work.drafts), end)
+            for work, end in zip(plan.works, ends, strict=True)
+            if work.complete
+        ]
         # The model wants at least one row to be wanted, even where nobody reads it.
-        wanted = ends[complete] - 1 if any(complete) else ends[-1:] - 1
-        output = self._model.step(_batch(plan.works, wanted, plan.expanded))
-        ready = [work.sequence for work, done in zip(plan.works, complete, strict=True) if done]
-        return ready, output
+        rows = np.concatenate(wanted) if wanted else ends[-1:] - 1
+        return starts, self._model.step(_batch(plan.works, rows, plan.expanded))
 
-    def _accept(self, sequence: Sequence, token: int, logprobs: list[TokenLogprob] | None) -> Update:
-        """Add a token to a sequence and see whether it ends there."""
-        text, stopped = sequence.append(token)
-        if stopped:
-            return self._end(sequence, [token], text, "stop", logprobs)
-        if sequence.generated == sequence.params.max_tokens or len(sequence.tokens) == self.context_window:
-            return self._end(sequence, [token], text, "length", logprobs)
-        return _update(sequence, [token], text, None, logprobs)
+    def _choose(self, plan: Plan, output: StepOutput) -> list[tuple[Work, tuple[list[int], list[TokenLogprob] | None]]]:
+        """The next tokens of every work whose last token is computed: the drafts that are the model's own, and one
+        more, with their logprobs where they are wanted."""
+        ready = [work for work in plan.works if work.complete]
+        draws = [_draw(work, place) for work in ready for place in range(1 + len(work.drafts))]
+        draws = [replace(draw, row=row) for row, draw in enumerate(draws)]
+        tokens = self._model.sample(output, draws) if draws else []
+        chosen, row = [], 0
+        for work in ready:
+            own = tokens[row : row + 1 + len(work.drafts)]
+            right = next((i for i, draft in enumerate(work.drafts) if draft != own[i]), len(work.drafts))
+            kept = own[: right + 1]
+            chosen.append((work, (kept, _logprobs(draws[row : row + right + 1], kept, output))))
+            row += len(own)
+        return chosen
+
+    def _accept(self, sequence: Sequence, tokens: list[int], logprobs: list[TokenLogprob] | None) -> Update:
+        """Add tokens to a sequence, as far as it goes on."""
+        text = ""
+        for count, token in enumerate(tokens, 1):
+            sequence.computed = len(sequence.tokens)  # what comes after the first was a draft, and is computed
+            more, stopped = sequence.append(token)
+            text += more
+            kept, reported = tokens[:count], None if logprobs is None else logprobs[:count]
+            if stopped:
+                return self._end(sequence, kept, text, "stop", reported)
+            if sequence.generated == sequence.params.max_tokens or len(sequence.tokens) == self.context_window:
+                return self._end(sequence, kept, text, "length", reported)
+        return _update(sequence, tokens, text, None, logprobs)
+
+    def _draft(self, plan: Plan, rows: np.ndarray, output: StepOutput) -> int:
+        """Draft for what goes on after a plan; returns how many tokens each sequence was to get."""
+        if self._speculation is None or self._drafter is None:
+            return 0
+        computed = [
+            Computed(work.sequence, work.start, int(row))
+            for work, row in zip(plan.works, rows, strict=True)
+            if work.sequence.request_id in self._sequences
+        ]
+        sequences = sum(sequence.remaining == 1 for sequence in self._scheduler.running)
+        drafts = self._speculation.drafts(sequences) if sequences else 0
+        drafts = min(drafts, self._scheduler.rows_for_drafts(sequences) // sequences) if sequences else 0
+        # A prompt is read by the layer in any case: drafting may begin to pay later.
+        skipped = [each for each in computed if not drafts and each.sequence.generated]
+        self._drafter.remember(skipped, output)
+        self._drafter.draft([each for each in computed if each not in skipped], output, drafts)
+        return drafts
 
     def _end(
         self,
@@ -191,24 +248,47 @@ class Engine:
         self.stats.reused_tokens += sequence.reused
         return _update(sequence, token_ids, text + held_back, "stop" if stopped else reason, logprobs)
 
-    def _record(self, plan: Plan, decoded: int, seconds: float) -> None:
-        rows = sum(work.stop - work.start for work in plan.works)
-        self.stats.decode_tokens += decoded
-        self.stats.prefill_tokens += rows - decoded
-        self.stats.decode_seconds += seconds * decoded / rows
-        self.stats.prefill_seconds += seconds * (rows - decoded) / rows
-        self.stats.preemptions = self._scheduler.preemptions
+    def _record(
+        self,
+        plan: Plan,
+        decoding: list[bool],
+        chosen: dict[Work, tuple[list[int], object]],
+        drafts: int,
+        seconds: float,
+    ) -> None:
+        stats, rows = self.stats, sum(work.rows for work in plan.works)
+        decoded = [work for work, was in zip(plan.works, decoding, strict=True) if was]
+        decoded_rows = sum(work.rows for work in decoded)
+        stats.decode_tokens += sum(len(chosen[work][0]) for work in decoded)
+        stats.decode_steps += len(decoded)
+        stats.prefill_tokens += rows - decoded_rows
+        stats.decode_seconds += seconds * decoded_rows / rows
+        stats.prefill_seconds += seconds * (rows - decoded_rows) / rows
+        stats.preemptions = self._scheduler.preemptions
+        for work in decoded:
+            right = len(chosen[work][0]) - 1
+            for place in range(min(len(work.drafts), right + 1)):
+                stats.drafted[place] += 1
+                stats.accepted[place] += place < right
+            if self._speculation and work.drafts:
+                self._speculation.accepted(len(work.drafts), right)
+        if self._speculation and len(decoded) == len(plan.works) and {len(work.drafts) for work in decoded} == {drafts}:
+            self._speculation.took(len(decoded), drafts, seconds)
 
 
-def _draw(row: int, sequence: Sequence) -> Draw:
-    """How the next token of a sequence is chosen from a row of logits."""
-    return Draw(row, sequence.params, sequence.history, sequence.seed, len(sequence.tokens))
+def _draw(work: Work, place: int) -> Draw:
+    """How the token after so many drafts is chosen, if these are right; in which row its logits stand is still open."""
+    sequence = work.sequence
+    history = sequence.history.extended(work.drafts[:place]) if sequence.history and place else sequence.history
+    return Draw(-1, sequence.params, history, sequence.seed, len(sequence.tokens) + place)
 
 
-def _logprobs(draw: Draw, token: int, output: StepOutput) -> list[TokenLogprob] | None:
-    """A token's logprobs where they are wanted."""
-    wanted = draw.params.logprobs
-    return None if wanted is None else [token_logprob(output.logits[draw.row], token, wanted)]
+def _logprobs(draws: list[Draw], tokens: list[int], output: StepOutput) -> list[TokenLogprob] | None:
+    """Tokens' logprobs where they are wanted."""
+    wanted = draws[0].params.logprobs
+    if wanted is None:
+        return None
+    return [token_logprob(output.logits[draw.row], token, wanted) for draw, token in zip(draws, tokens, strict=True)]
 
 
 def _update(
@@ -231,16 +311,13 @@ def _update(
 
 def _batch(works: Tokens[Work], wanted: np.ndarray, expanded: bool) -> Batch:
     """The rows of `works`, one after the other; `wanted` indexes them."""
-    widest = max(len(work.sequence.pages) for work in works)
-    page_table = np.zeros((len(works), widest), np.int32)
-    for row, work in enumerate(works):
-        page_table[row, : len(work.sequence.pages)] = work.sequence.pages
-    lengths = [work.stop - work.start for work in works]
+    lengths = [work.rows for work in works]
+    tokens = [[*work.sequence.tokens[work.start : work.stop], *work.drafts] for work in works]
     return Batch(
-        tokens=np.concatenate([np.array(work.sequence.tokens[work.start : work.stop], np.int32) for work in works]),
-        positions=np.concatenate([np.arange(work.start, work.stop, dtype=np.int32) for work in works]),
+        tokens=np.concatenate([np.array(each, np.int32) for each in tokens]),
+        positions=np.concatenate([np.arange(work.start, work.start + work.rows, dtype=np.int32) for work in works]),
         sequences=np.repeat(np.arange(len(works), dtype=np.int32), lengths),
-        page_table=page_table,
+        page_table=page_table([work.sequence for work in works]),
         wanted=wanted.astype(np.int32),
         expanded=expanded,
     )

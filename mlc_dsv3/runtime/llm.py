@@ -16,6 +16,7 @@ from mlc_dsv3.runtime.completion import Completion, Update
 from mlc_dsv3.runtime.engine import Engine, EngineStats
 from mlc_dsv3.runtime.interrupts import deferred_interrupts
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.speculation import speculation
 
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.detokenizer import Detokenizer
@@ -39,6 +40,8 @@ class LLM:
     context_window: tokens of prompt and output together; None is the artifact's, up to what the library can do.
     max_batch: requests that run at once; more may wait.
     cache_tokens: size of the latent cache; by default as `capacity.choose_num_pages` says.
+    speculative: tokens that the MTP layer drafts for each step: a number up to 4, "auto" (what pays) or "off". The
+        answers are the same, token for token.
     ignore_config_fields: fields of config.json to pass over although they are not understood.
 
     May be used from several threads. Raises UserError for whatever a user can get wrong.
@@ -57,6 +60,7 @@ class LLM:
         max_batch: int | None = None,
         cache_tokens: int | None = None,
         ignore_config_fields: Collection[str] = (),
+        speculative: str | int = "auto",
     ) -> None:
         from mlc_dsv3.runtime.model import CompiledModel
         from mlc_dsv3.runtime.prepare import prepare
@@ -85,6 +89,7 @@ class LLM:
             context_window=window,
             detokenizer=self._detokenizer() if self._tokenizer is not None else None,
             eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
+            speculation=speculation(speculative, has_mtp="draft" in limits.functions),
         )
         self.context_window = window
         configured = {name: self.artifact.chat_config.get(name) for name in _CONFIGURED_PARAMS}

@@ -34,6 +34,14 @@ class TokenHistory:
             self._seen.append(token)
         self._counts[token] = self._counts.get(token, 0) + 1
 
+    def extended(self, tokens: Iterable[int]) -> TokenHistory:
+        """A history of its own, with these tokens behind."""
+        other = TokenHistory(())
+        other._prompt, other._seen, other._counts = self._prompt, list(self._seen), dict(self._counts)
+        for token in tokens:
+            other.append(token)
+        return other
+
     def seen(self) -> np.ndarray:
         """Distinct ids of prompt and output, int64."""
         return np.array(self._seen, np.int64)

@@ -19,11 +19,23 @@ from mlc_dsv3.runtime.sequence import Sequence
 
 @dataclass(frozen=True)
 class Work:
-    """Positions [start, stop) of a sequence, to be computed in one step; its pages reach that far."""
+    """Positions [start, stop) of a sequence, to be computed in one step, and `drafts` behind them to be verified; its
+    pages reach that far."""
 
     sequence: Sequence
     start: int
     stop: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Of the step."""
+        return self.stop - self.start + len(self.drafts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sequence's last token is computed, so that the next one can be chosen."""
+        return self.stop == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,17 @@ class Plan:
 class Scheduler:
     """Owns the pages and says what each step computes; the caller computes it and reports back by `advance`."""
 
-    def __init__(self, num_pages: int, page_size: int, forms: AttentionForms, *, max_rows: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        forms: AttentionForms,
+        *,
+        max_rows: int,
+        max_batch: int,
+        exact_rows: int | None = None,
+    ) -> None:
+        """`exact_rows`: up to so many rows of a step have the same bits whatever runs beside them (None: all)."""
         assert 1 <= max_batch <= max_rows, (max_batch, max_rows)
         self.pool = PagePool(num_pages)
         self.prefix = PrefixCache(self.pool, forms, page_size)
@@ -46,6 +68,7 @@ class Scheduler:
         self.preemptions = 0
         self._forms, self._page_size = forms, page_size
         self._max_rows, self._max_batch = max_rows, max_batch
+        self._exact_rows = exact_rows or max_rows
         self._last_was_expanded = False
 
     def add(self, sequence: Sequence) -> None:
@@ -101,7 +124,7 @@ class Scheduler:
                 return
             sequence = self.waiting[0]
             match = self.prefix.find(sequence.tokens, sequence.prompt_length)
-            promised = sum(self._pages_for(other.tokens) - len(other.pages) for other in self.running)
+            promised = sum(max(0, self._pages_for(other.tokens) - len(other.pages)) for other in self.running)
             needed = promised + self._pages_for(sequence.tokens) - match.num_pages
             # Counting what can be evicted walks the whole prefix cache.
             if needed > self.pool.free:
@@ -119,7 +142,8 @@ class Scheduler:
     def _mixed(self) -> Plan | None:
         """A row for every decoding sequence, and chunks of prompts, the oldest first, in the rows that are left."""
         works = []
-        spare_rows = self._max_rows - sum(sequence.remaining == 1 for sequence in self.running)
+        decoded = sum(sequence.remaining == 1 for sequence in self.running)
+        spare_rows, draft_rows = self._max_rows - decoded, self.rows_for_drafts(decoded)
         for sequence in tuple(self.running):
             if sequence not in self.running:  # preempted for an older one
                 continue
@@ -127,10 +151,27 @@ class Scheduler:
             stop, expanded = self._next_chunk(sequence, 1 if decoding else spare_rows)
             if expanded or stop == sequence.computed or not self._grow(sequence, stop):
                 continue
-            works.append(Work(sequence, sequence.computed, stop))
-            if not decoding:
-                spare_rows -= stop - sequence.computed
+            drafts = tuple(sequence.drafts) if len(sequence.drafts) <= min(draft_rows, spare_rows) else ()
+            work = Work(sequence, sequence.computed, stop, drafts)
+            works.append(work)
+            spare_rows -= work.rows - decoding
+            draft_rows -= len(drafts)
         return Plan(tuple(works), expanded=False) if works else None
+
+    def rows_for_drafts(self, decoded: int) -> int:
+        """Rows for drafts beside so many decoded ones, which get the bits that they would have had without."""
+        bound = self._exact_rows if decoded <= self._exact_rows else self._max_rows
+        return bound - decoded
+
+    def reserve(self, sequence: Sequence, stop: int) -> int:
+        """Give a running sequence pages for drafts up to `stop` where nobody has to give any up; returns how many
+        positions its pages have."""
+        while sequence in self.running and len(sequence.pages) * self._page_size < stop:
+            page = self._take_page()
+            if page is None:
+                break
+            sequence.pages.append(page)
+        return len(sequence.pages) * self._page_size
 
     def _expanded(self) -> Plan | None:
         """The next block of the oldest sequence that has one to run in the expanded form."""
@@ -170,8 +211,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         tokens = sequence.tokens[: sequence.computed]
         self.prefix.insert(tokens, sequence.pages, sequence.prompt_length, partial=True)
-        self.pool.release(sequence.pages)
-        sequence.pages, sequence.computed = type(sequence.pages)("i"), 0
+        self.pool.release(sequence.release())
 
     def _pages_for(self, tokens: object) -> int:
         return -(-len(tokens) // self._page_size)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from collections import deque
 from collections.abc import Sequence as Tokens
 from typing import Protocol
+
+import numpy as np
 
 from mlc_dsv3.runtime.sampler import TokenHistory
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.stopping import StopFilter
+
+# Hidden states that a sequence keeps for an MTP layer which is not run at every step.
+MOST_PENDING = 64
 
 
 class TextStream(Protocol):
@@ -23,7 +29,11 @@ class TextStream(Protocol):
 
 
 class Sequence:
-    """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`."""
+    """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`.
+
+    `drafts` are guesses at the next tokens, which the next step verifies. `pending` are the latest hidden states that
+    the MTP layer has not seen, float32 (hidden_size,).
+    """
 
     def __init__(
         self,
@@ -39,6 +49,8 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.computed = 0
         self.pages = array("i")
+        self.drafts = array("i")
+        self.pending: deque[np.ndarray] = deque(maxlen=MOST_PENDING)
         self.reused = 0  # tokens that the cache spared at the first admission
         self.admitted = False
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -61,6 +73,13 @@ class Sequence:
     def generated(self) -> int:
         """Tokens of output so far."""
         return len(self.tokens) - self.prompt_length
+
+    def release(self) -> array[int]:
+        """Give up all that was computed; returns the pages that held it."""
+        pages, self.pages = self.pages, array("i")
+        self.computed, self.drafts = 0, array("i")
+        self.pending.clear()
+        return pages
 
     def append(self, token: int) -> tuple[str, bool]:
         """Add a sampled token; returns the text that can be shown now, and whether a stop was reached."""

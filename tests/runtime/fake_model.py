@@ -29,6 +29,8 @@ class FakeMetadata:
 
     page_size: int = PAGE
     max_rows: int = 16
+    exact_rows: int = 16
+    functions: tuple[str, ...] = ("step", "prefill", "draft")
     context_window: int = 96
     prefill_block: int = BLOCK
 
@@ -40,11 +42,13 @@ class FakeModel:
         self.metadata = metadata or FakeMetadata()
         self.config = SimpleNamespace(vocab_size=vocab_size)
         self.steps: list[Batch] = []
-        self.cache = np.empty(0)
+        self.drafts: list[Batch] = []
+        self.cache = self.next_tokens = np.empty(0)
 
     def allocate_cache(self, num_pages: int) -> None:
         # Poison: a position that is read before it is written does not look like a token.
         self.cache = np.full((num_pages, self.metadata.page_size, 2), -1, np.int32)
+        self.next_tokens = np.full((num_pages, self.metadata.page_size), -1, np.int32)
 
     def cache_bytes_per_page(self) -> int:
         return self.metadata.page_size * 8
@@ -60,7 +64,45 @@ class FakeModel:
         self.cache[pages, batch.positions % size, 0] = batch.tokens
         self.cache[pages, batch.positions % size, 1] = batch.expanded
         logits = np.stack([self._logits(self._read(batch, row)) for row in batch.wanted])
-        return StepOutput(logits, np.zeros((rows, 1), np.float32))
+        assert len(batch.positions) == rows
+        return StepOutput(logits, np.stack([batch.positions, batch.tokens], axis=1).astype(np.float32))
+
+    def draft(self, batch: Batch, hidden: np.ndarray) -> StepOutput:
+        """The MTP layer, which sees the tokens after its rows' own and is wrong a quarter of the time.
+
+        Its hidden states say, as the main model's do, which token stands where.
+        """
+        assert not batch.expanded and 1 <= len(batch.tokens) <= self.metadata.max_rows
+        self._check(batch)
+        self.drafts.append(batch)
+        assert hidden.shape == (len(batch.tokens), 2) and hidden.dtype == np.float32
+        assert np.array_equal(hidden[:, 0], batch.positions), "a hidden state of another position"
+        size = self.metadata.page_size
+        pages = batch.page_table[batch.sequences, batch.positions // size]
+        self.next_tokens[pages, batch.positions % size] = batch.tokens
+        logits = []
+        for row in batch.wanted:
+            history = self._history(batch, row)
+            position = batch.positions[row]
+            page = batch.page_table[batch.sequences[row], position // size]
+            # The main model's, or one that was drafted; the latter is not where an earlier request's pages end.
+            known = {self.cache[page, position % size, 0], history[position, 0]}
+            assert hidden[row, 1] in known, "a hidden state of another token"
+            guess = self._logits(history)
+            logits.append(np.roll(guess, 1) if zlib.crc32(history.tobytes()) % 4 == 0 else guess)
+        return StepOutput(np.stack(logits), np.stack([batch.positions + 1, batch.tokens], axis=1).astype(np.float32))
+
+    def _history(self, batch: Batch, row: int) -> np.ndarray:
+        """What the main model would read after the row's next token: tokens and forms."""
+        positions = np.arange(batch.positions[row] + 1)
+        pages, places = batch.page_table[batch.sequences[row], positions // PAGE], positions % PAGE
+        stored, following = self.cache[pages, places], self.next_tokens[pages, places]
+        history = np.zeros((len(positions) + 1, 2), np.int32)
+        history[0] = stored[0]
+        history[1:, 0] = following
+        same = stored[1:, 0] == following[:-1]
+        history[1:-1, 1] = np.where(same, stored[1:, 1], 0)
+        return history
 
     def sample(self, output: StepOutput, draws: list[Draw]) -> list[int]:
         return [draw.from_logits(output.logits) for draw in draws]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.sampler import TokenHistory, sample
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.speculation import speculation
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -366,12 +367,18 @@ requests_of_a_schedule = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(requests=requests_of_a_schedule, num_pages=st.integers(24, 60), max_batch=st.integers(1, 6))
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=requests_of_a_schedule,
+    num_pages=st.integers(24, 60),
+    max_batch=st.integers(1, 6),
+    speculative=st.sampled_from(["off", "auto", 1, 2, 3, 4]),
+)
 def test_any_schedule_gives_the_references_tokens_and_returns_all_pages(
-    requests: list[tuple], num_pages: int, max_batch: int
+    requests: list[tuple], num_pages: int, max_batch: int, speculative: str | int
 ) -> None:
-    engine = make_engine(num_pages=num_pages, max_batch=max_batch, eos_token_ids=[7])
+    chosen = speculation(speculative, has_mtp=True)
+    engine = make_engine(num_pages=num_pages, max_batch=max_batch, eos_token_ids=[7], speculation=chosen)
     collected: dict[int, list] = {}
     cancels: dict[int, int] = {}
     expected = {}

@@ -105,7 +105,7 @@ def test_a_stream_gives_the_completion_in_pieces(parts: Parts) -> None:
     llm = LLM()
     (completion,) = llm.generate("some words", GREEDY)
     updates = list(llm.stream("some words", GREEDY))
-    assert len(updates) == len(completion.token_ids)
+    assert 1 < len(updates) <= len(completion.token_ids)
     assert (text_of(updates), tokens_of(updates)) == (completion.text, completion.token_ids)
     message = [{"role": "user", "content": "hello"}]
     assert text_of(list(llm.stream(message, GREEDY))) == llm.chat(message, GREEDY)[0].text
@@ -126,7 +126,7 @@ def test_closing_a_stream_cancels_its_request(parts: Parts) -> None:
     stream.close()
     steps = len(parts.model.steps)
     llm.generate("x", SamplingParams(max_tokens=3, ignore_eos=True))
-    assert [len(set(batch.sequences.tolist())) for batch in parts.model.steps[steps:]] == [1, 1, 1]
+    assert {len(set(batch.sequences.tolist())) for batch in parts.model.steps[steps:]} == {1}
     llm.stream("never read", GREEDY)
     assert not llm._engine.has_work
 
