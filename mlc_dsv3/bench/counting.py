@@ -26,6 +26,15 @@ def step_bytes(
     return round(weights) + sequences * cached
 
 
+def draft_bytes(config: ModelConfig, quantization: str, *, rows: int = 1) -> int:
+    """Bytes that a call of the MTP layer on so many rows reads at least: its weights, the experts that they choose, the
+    rows' embeddings, and the head."""
+    layout = layout_of(quantization)
+    shared = ("model.embed_tokens", "lm_head")
+    used = (p for p in parameters(config) if not _on_path(config, p) or p.name in shared)
+    return round(sum(_read(config, parameter, layout, rows) for parameter in used))
+
+
 def prefill_bytes(
     config: ModelConfig, quantization: str, token_bytes: int, *, depth: int, tokens: int, block: int
 ) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 Message = dict[str, Any]  # OpenAI-style: "role" and "content"
@@ -19,6 +19,11 @@ class Counters(Protocol):
     decode_tokens: int
     decode_seconds: float
     reused_tokens: int
+    decode_steps: int
+    drafted: list[int]
+    accepted: list[int]
+    compared_seconds: float
+    plain_seconds: float
 
 
 class Update(Protocol):
@@ -41,33 +46,43 @@ class ChatModel(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and seconds of one answer, or of several together."""
+    """Tokens and seconds of one answer, or of several together; `EngineStats` says what they are."""
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
     reused_tokens: int = 0
+    decode_steps: int = 0
+    drafted: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+    compared_seconds: float = 0.0
+    plain_seconds: float = 0.0
 
     @staticmethod
     def of(counters: Counters) -> Usage:
         """The state of an engine's counters now."""
-        return Usage(
-            counters.prefill_tokens,
-            counters.prefill_seconds,
-            counters.decode_tokens,
-            counters.decode_seconds,
-            counters.reused_tokens,
-        )
+        values = {field.name: getattr(counters, field.name) for field in fields(Usage)}
+        return Usage(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def __sub__(self, earlier: Usage) -> Usage:
-        return Usage(
-            self.prefill_tokens - earlier.prefill_tokens,
-            self.prefill_seconds - earlier.prefill_seconds,
-            self.decode_tokens - earlier.decode_tokens,
-            self.decode_seconds - earlier.decode_seconds,
-            self.reused_tokens - earlier.reused_tokens,
-        )
+        def less(name: str) -> Any:
+            now, before = getattr(self, name), getattr(earlier, name)
+            if isinstance(now, tuple):
+                return tuple(a - b for a, b in zip(now, before, strict=True))
+            return now - before
+
+        return Usage(**{field.name: less(field.name) for field in fields(Usage)})
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Of decoding, for each sequence; None where there was no step."""
+        return self.decode_tokens / self.decode_steps if self.decode_steps else None
+
+    @property
+    def speed_up(self) -> float | None:
+        """Of decoding, by drafting, against what it would have taken without; None where that is not known."""
+        return self.plain_seconds / self.compared_seconds if self.compared_seconds else None
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
@@ -104,6 +119,10 @@ class Reply:
             "prefill_tokens_per_second": usage.prefill_tokens_per_second,
             "decode_seconds": usage.decode_seconds,
             "decode_tokens_per_second": usage.decode_tokens_per_second,
+            "tokens_per_step": usage.tokens_per_step,
+            "drafted": list(usage.drafted),
+            "accepted": list(usage.accepted),
+            "speed_up": usage.speed_up,
         }
 
 

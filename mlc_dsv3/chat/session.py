@@ -124,7 +124,10 @@ class Session:
 
     def _stats(self) -> str:
         lines = [] if self._last is None else [f"last answer  {_describe(self._last)}"]
-        lines.append(f"session      {_describe(Usage.of(self._model.stats) - self._start)}")
+        session = Usage.of(self._model.stats) - self._start
+        lines.append(f"session      {_describe(session)}")
+        if any(session.drafted):
+            lines.append(f"drafts       {_describe_drafts(session)}")
         return "\n".join([*lines, f"memory       {memory_summary()}"])
 
     def _note(self, text: str) -> None:
@@ -137,6 +140,13 @@ def _describe(usage: Usage) -> str:
         f"decode {usage.decode_tokens} tokens{_speed(usage.decode_tokens_per_second)}, "
         f"{usage.reused_tokens} tokens reused"
     )
+
+
+def _describe_drafts(usage: Usage) -> str:
+    both = zip(usage.accepted, usage.drafted, strict=True)
+    shares = [f"{right / made:.0%} of {made}" for right, made in both if made]
+    gain = "" if usage.speed_up is None else f", {usage.speed_up:.2f} times as fast as without"
+    return f"right {', '.join(shares)} by place, {usage.tokens_per_step:.2f} tokens a step{gain}"
 
 
 def _speed(tokens_per_second: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
     from mlc_dsv3.bench.settings import BenchSettings
+    from mlc_dsv3.bench.subject import Subject
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", default="2", metavar="N,N", help="rows of steps that verify drafts, beside decoding (2; 0: none)"
     )
+    parser.add_argument(
+        "--speculative",
+        metavar="N,N",
+        help="decode with so many drafts of the MTP layer (1 to 4, or auto) and without, in turns, in place of all else",
+    )
+    parser.add_argument(
+        "--acceptance",
+        type=float,
+        metavar="P",
+        help="with --speculative: take this share of drafts as right, whatever the model says (random weights never agree)",
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="prefills, and turns with --versus (3)")
     parser.add_argument("--profile", action="store_true", help="time and bytes of each kernel, in a pass of its own")
     parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw speed and roofline; needs {PLOT}")
@@ -62,6 +75,9 @@ def run(parsed: argparse.Namespace) -> None:
     quantizations = [name for name in (parsed.quantization or "").split(",") if name]
     if parsed.quality:
         _quality(parsed, quantizations, settings)
+        return
+    if parsed.speculative:
+        _drafted(parsed, quantizations, settings)
         return
     results = _speed(parsed, quantizations, settings)
     if parsed.json:
@@ -90,6 +106,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError("--quality measures the demo model; leave the model out")
     if parsed.quality and parsed.plot:
         raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
+    _check_speculative(parsed)
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
@@ -125,6 +142,17 @@ def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 
 
 def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> list[dict[str, Any]]:
+    from mlc_dsv3.bench.run import measure, meter_of
+
+    results, meter = [], None
+    for subject in _subjects(parsed, quantizations, settings):
+        meter = meter or meter_of(settings)
+        results += measure(subject, settings, meter)
+    return results
+
+
+def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> Iterator[Subject]:
+    """The model in each quantization, made ready one after the other once all are known to fit."""
     from mlc_dsv3.bench.gguf_model import gguf_type, refuse_unknown_to_llama
     from mlc_dsv3.cli.arguments import read_model
     from mlc_dsv3.demo import checkpoint_path
@@ -140,20 +168,63 @@ def _speed(parsed: argparse.Namespace, quantizations: list[str], settings: Bench
         if settings.versus:
             refuse_unknown_to_llama(source.config, gguf_type(quantization))
 
-    from mlc_dsv3.bench.run import measure, meter_of
     from mlc_dsv3.bench.subject import model_subject, random_subject
     from mlc_dsv3.weights.files import read_json
 
-    results = []
-    meter = meter_of(settings)
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            subject = random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), target)
+            yield random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), target)
         else:
-            subject = model_subject(parsed.model, name, quantization, target)
-        results += measure(subject, settings, meter)
-    return results
+            yield model_subject(parsed.model, name, quantization, target)
+
+
+def _check_speculative(parsed: argparse.Namespace) -> None:
+    from mlc_dsv3.runtime.speculation import speculation
+
+    if parsed.acceptance is not None:
+        if not parsed.speculative:
+            raise UserError("--acceptance is of the drafts of --speculative; leave it out")
+        if not 0 <= parsed.acceptance <= 1:
+            raise UserError(f"--acceptance is {parsed.acceptance}; it is a share, from 0 to 1")
+    if not parsed.speculative:
+        return
+    for option in ("versus", "quality", "plot", "profile"):
+        if getattr(parsed, option):
+            raise UserError(f"--speculative measures drafts alone; leave --{option} out")
+    for mode in parsed.speculative.split(","):
+        if mode == "off":
+            raise UserError("--speculative is off; it takes numbers of drafts, beside which none is measured anyway")
+        speculation(mode, has_mtp=True)
+
+
+def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
+    """Decoding with drafts, beside plain decoding."""
+    from mlc_dsv3.bench.drafted import measure_drafted
+    from relax_model.layout import cached_token_bytes
+
+    results = []
+    for subject in _subjects(parsed, quantizations, settings):
+        config, quantization = subject.artifact.model_config, subject.artifact.quantization
+        if not config.num_nextn_predict_layers:
+            raise UserError(f"{subject.name} has no multi-token prediction layer to draft with")
+        dtype = settings.target.cache_dtype(quantization)
+        results += measure_drafted(
+            subject,
+            settings.thread_count,
+            parsed.speculative.split(","),
+            settings.batches,
+            tokens=settings.decode,
+            rounds=settings.rounds,
+            acceptance=parsed.acceptance,
+            token_bytes=cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim),
+        )
+    if parsed.json:
+        print_json([asdict(result) for result in results])
+        return
+    from mlc_dsv3.cli.bench_tables import print_drafted
+
+    print_drafted(results)
 
 
 def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

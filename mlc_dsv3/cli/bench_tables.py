@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.cli.output import print_table, size
+
+if TYPE_CHECKING:
+    from mlc_dsv3.bench.drafted import DraftedSpeed
 
 _SPEED = ("measure", "quantization", "depth", "batch", "tok/s", "ms", "MB a token", "GB/s", "limit GB/s", "share")
 # Kernels below this share of a step are summed up for people.
@@ -31,6 +34,40 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
         if result["profile"]:
             print()
             _print_profile(result)
+
+
+def print_drafted(results: Sequence[DraftedSpeed]) -> None:
+    """Decoding with drafts beside decoding without."""
+    columns = (
+        "drafts",
+        "batch",
+        "tok/s",
+        "plain",
+        "speed-up",
+        "least",
+        "most",
+        "bound",
+        "share",
+        "tokens a step",
+        "right",
+    )
+    rows = [
+        (
+            each.drafts,
+            str(each.batch),
+            f"{each.tokens_per_second:.1f}",
+            f"{each.plain_tokens_per_second:.1f}",
+            f"{each.speed_up:.2f}",
+            f"{each.speed_up_min:.2f}",
+            f"{each.speed_up_max:.2f}",
+            "" if each.bound is None else f"{each.bound:.2f}",
+            "" if each.share_of_bound is None else f"{each.share_of_bound:.0%}",
+            f"{each.tokens_per_step:.2f}",
+            " ".join(f"{share:.0%}" for share in each.accepted),
+        )
+        for each in results
+    ]
+    print_table(rows, columns)
 
 
 def _speed_row(result: dict[str, Any], verified: bool) -> tuple[str, ...]:

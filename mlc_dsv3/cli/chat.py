@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
     add_cache_dtype(parser)
+    parser.add_argument(
+        "--speculative",
+        default="auto",
+        metavar="N",
+        help="tokens that the model's MTP layer drafts for a step: 1 to 4, auto (what pays) or off; answers stay the "
+        "same (auto)",
+    )
     add_sampling(parser)
     add_ignore_config_field(parser)
 
@@ -87,6 +94,7 @@ def _load(parsed: argparse.Namespace) -> LLM:
         model_lib=parsed.model_lib,
         cache_dtype=parsed.cache_dtype,
         ignore_config_fields=parsed.ignore_config_field,
+        speculative=parsed.speculative,
     )
     # What a conversation cannot do without is missed now and not after the first message.
     if not parsed.raw:

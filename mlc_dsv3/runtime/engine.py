@@ -39,6 +39,8 @@ class EngineStats:
     decode_steps: int = 0  # of each sequence
     drafted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)  # verified after those before, by place
     accepted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)
+    compared_seconds: float = 0.0  # of steps of which is known what they would have taken without drafts
+    plain_seconds: float = 0.0  # and what that is
 
 
 class Engine:
@@ -272,8 +274,13 @@ class Engine:
                 stats.accepted[place] += place < right
             if self._speculation and work.drafts:
                 self._speculation.accepted(len(work.drafts), right)
-        if self._speculation and len(decoded) == len(plan.works) and {len(work.drafts) for work in decoded} == {drafts}:
-            self._speculation.took(len(decoded), drafts, seconds)
+        if self._speculation and len(decoded) == len(plan.works):
+            plain = self._speculation.plain_seconds(len(decoded))
+            if plain is not None:
+                stats.compared_seconds += seconds
+                stats.plain_seconds += plain * sum(len(chosen[work][0]) for work in decoded) / len(decoded)
+            if {len(work.drafts) for work in decoded} == {drafts}:
+                self._speculation.took(len(decoded), drafts, seconds)
 
 
 def _draw(work: Work, place: int) -> Draw:

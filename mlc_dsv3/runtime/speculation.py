@@ -34,6 +34,9 @@ class Speculation(Protocol):
     def took(self, sequences: int, drafts: int, seconds: float) -> None:
         """A step that verified and made so many drafts for each of so many sequences, and nothing else, took this."""
 
+    def plain_seconds(self, sequences: int) -> float | None:
+        """What a step without drafts takes, where it is known."""
+
 
 def speculation(wanted: str | int, *, has_mtp: bool) -> Speculation | None:
     """By its name: "auto", "off" or a number of drafts; None where nothing is drafted.
@@ -66,6 +69,10 @@ class Fixed:
     def took(self, sequences: int, drafts: int, seconds: float) -> None:
         """See `Speculation`."""
 
+    def plain_seconds(self, sequences: int) -> float | None:
+        """See `Speculation`; there is never such a step."""
+        return None
+
 
 class Auto:
     """The number that gives the most tokens a second: expected tokens of a step over its time, for each number of
@@ -88,6 +95,11 @@ class Auto:
     def took(self, sequences: int, drafts: int, seconds: float) -> None:
         """See `Speculation`."""
         self._regime(sequences).times[drafts].append(seconds)
+
+    def plain_seconds(self, sequences: int) -> float | None:
+        """See `Speculation`."""
+        times = self._regime(sequences).times[0]
+        return statistics.median(times) if times else None
 
     def expected_tokens(self) -> list[float]:
         """Of a step, by the number of drafts: one, and each draft that is right along with all before it."""

@@ -27,7 +27,16 @@ class ScriptedModel:
     closed: int = 0
     stats: SimpleNamespace = field(
         default_factory=lambda: SimpleNamespace(
-            prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0, decode_seconds=0.0, reused_tokens=0
+            prefill_tokens=0,
+            prefill_seconds=0.0,
+            decode_tokens=0,
+            decode_seconds=0.0,
+            reused_tokens=0,
+            decode_steps=0,
+            drafted=[0, 0],
+            accepted=[0, 0],
+            compared_seconds=0.0,
+            plain_seconds=0.0,
         )
     )
 
@@ -49,6 +58,7 @@ class ScriptedModel:
             for i, word in enumerate(words):
                 last = i == len(words) - 1
                 self.stats.decode_tokens += i > 0
+                self.stats.decode_steps += i > 0
                 self.stats.decode_seconds += 0.02 * (i > 0)
                 yield SimpleNamespace(
                     text=word if i == 0 else f" {word}",

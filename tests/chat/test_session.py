@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripted_model import ScriptedModel
@@ -12,7 +14,7 @@ from scripted_model import ScriptedModel
 from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.oneshot import answer_lines, answer_once
-from mlc_dsv3.chat.reply import stream_reply
+from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
 from mlc_dsv3.chat.terminal import data_folder, line_reader
 
@@ -79,6 +81,19 @@ def test_stats_tell_speed_reuse_and_memory() -> None:
     assert last == "last answer  prefill 10 tokens (100.0 tok/s), decode 4 tokens (50.0 tok/s), 20 tokens reused"
     assert session == "session      prefill 20 tokens (100.0 tok/s), decode 6 tokens (50.0 tok/s), 20 tokens reused"
     assert memory.startswith("memory       ")
+
+
+def test_stats_tell_what_became_of_drafts() -> None:
+    usage = Usage(decode_tokens=30, decode_steps=20, drafted=(20, 8, 0), accepted=(8, 2, 0), compared_seconds=2.0)
+    assert (usage.tokens_per_step, (usage - usage).drafted, Usage().speed_up) == (1.5, (0, 0, 0), None)
+    model, notes = ScriptedModel(), io.StringIO()
+    session = Session(model, line_reader(io.StringIO("/stats\n")), out=io.StringIO(), notes=notes)
+    model.stats = SimpleNamespace(
+        **{**asdict(replace(usage, plain_seconds=2.5)), "drafted": [20, 8], "accepted": [8, 2]}
+    )
+    session.run("header")
+    told = "drafts       right 40% of 20, 25% of 8 by place, 1.50 tokens a step, 1.25 times as fast as without"
+    assert told in notes.getvalue().splitlines()
 
 
 def test_stats_before_the_first_answer_divide_by_nothing() -> None:
@@ -152,6 +167,10 @@ def test_one_answer_in_json_says_what_it_cost() -> None:
         "prefill_tokens_per_second": 100.0,
         "decode_seconds": 0.06,
         "decode_tokens_per_second": 50.0,
+        "tokens_per_step": 1.0,
+        "drafted": [0, 0],
+        "accepted": [0, 0],
+        "speed_up": None,
         "model": "m",
     }
 

@@ -1,0 +1,219 @@
+"""Decoding with drafts beside plain decoding, by the engine itself: speed-up, acceptance, and what bounds the former.
+
+At one sequence decoding is bound by the bytes of weights that it reads. Verifying more tokens reads more experts, and
+drafting reads the MTP layer and the head: the bound is tokens of a step over its bytes, relative to a plain step's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlc_dsv3.bench.counting import draft_bytes, step_bytes
+from mlc_dsv3.bench.remote import Remote
+from mlc_dsv3.bench.subject import Subject
+from mlc_dsv3.progress import progress
+from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.engine import Engine, EngineStats
+from mlc_dsv3.runtime.model import CompiledModel
+from mlc_dsv3.runtime.sampler import Draw
+from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.speculation import speculation
+from mlc_dsv3.weights import Artifact
+
+_PROMPT = 16
+
+
+@dataclass(frozen=True)
+class DraftedSpeed:
+    """Decoding with `drafts` (a number, or "auto") of `batch` sequences; speeds are medians over the rounds.
+
+    `speed_up` is over plain decoding in the same round, with the least and the most; `bound` is what the counted bytes
+    allow (None for "auto", which changes its mind); `accepted` are the shares of right drafts by place.
+    """
+
+    kind: str
+    quantization: str
+    drafts: str
+    batch: int
+    simulated_acceptance: float | None
+    tokens_per_second: float
+    plain_tokens_per_second: float
+    speed_up: float
+    speed_up_min: float
+    speed_up_max: float
+    bound: float | None
+    share_of_bound: float | None
+    tokens_per_step: float
+    accepted: list[float]
+
+
+@dataclass(frozen=True)
+class _Round:
+    seconds: float
+    tokens: int
+    steps: int
+    drafted: list[int]
+    accepted: list[int]
+
+
+class DraftedBench:
+    """An engine for each number of drafts on one loaded model, in turns."""
+
+    def __init__(self, artifact: Path, library: Path, threads: int, batch: int, acceptance: float | None) -> None:
+        self._model = CompiledModel.load(Artifact.open(artifact), library, threads=threads)
+        self._batch = batch
+        self._driven: Any = self._model if acceptance is None else Simulated(self._model, acceptance)
+        self._speculations: dict[str, Any] = {}
+
+    def decode(self, drafts: str, tokens: int, seed: int) -> _Round:
+        """So many tokens of each sequence, after short random prompts; "auto" goes on with what it has learnt."""
+        size = self._model.metadata.page_size
+        if drafts not in self._speculations:
+            self._speculations[drafts] = speculation(drafts, has_mtp="draft" in self._model.metadata.functions)
+        window = _PROMPT + tokens + 1
+        engine = Engine(
+            self._driven,
+            num_pages=self._batch * -(-window // size) + 1,
+            max_batch=self._batch,
+            context_window=window,
+            speculation=self._speculations[drafts],
+        )
+        random = np.random.default_rng(seed)
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        for _ in range(self._batch):
+            engine.submit(random.integers(0, self._model.config.vocab_size, _PROMPT).tolist(), params)
+        while engine.has_work and not engine.stats.prefill_tokens >= self._batch * _PROMPT:
+            engine.step()
+        started, before = time.perf_counter(), _copied(engine.stats)
+        while engine.has_work:
+            engine.step()
+        seconds, stats = time.perf_counter() - started, engine.stats
+        return _Round(
+            seconds,
+            stats.decode_tokens - before.decode_tokens,
+            stats.decode_steps - before.decode_steps,
+            list(stats.drafted),
+            list(stats.accepted),
+        )
+
+
+class Simulated:
+    """A model whose drafts are right as often as asked for, evenly spread: random weights never agree with themselves.
+    All that is computed is computed as ever."""
+
+    def __init__(self, model: CompiledModel, acceptance: float) -> None:
+        self._model, self._acceptance = model, acceptance
+        self._verified: Batch | None = None
+        self._step_output: StepOutput | None = None
+        self._count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The model's step; its rows are remembered."""
+        self._verified = batch
+        self._step_output = self._model.step(batch)
+        return self._step_output
+
+    def sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
+        """The model's choice, but in front of a draft that draft or another token."""
+        tokens = self._model.sample(output, draws)
+        if output is not self._step_output or self._verified is None:
+            return tokens
+        batch, changed = self._verified, list(tokens)
+        for place, draw in enumerate(draws):
+            row = int(batch.wanted[draw.row])
+            following = row + 1
+            if following < len(batch.tokens) and batch.sequences[following] == batch.sequences[row]:
+                self._count += 1
+                right = int(self._count * self._acceptance) > int((self._count - 1) * self._acceptance)
+                draft = int(batch.tokens[following])
+                changed[place] = draft if right else (draft + 1) % self._model.config.vocab_size
+        return changed
+
+
+def _copied(stats: EngineStats) -> EngineStats:
+    return EngineStats(decode_tokens=stats.decode_tokens, decode_steps=stats.decode_steps)
+
+
+def measure_drafted(
+    subject: Subject,
+    threads: int,
+    modes: Sequence[str],
+    batches: Sequence[int],
+    *,
+    tokens: int,
+    rounds: int,
+    acceptance: float | None,
+    token_bytes: int,
+) -> list[DraftedSpeed]:
+    """Each mode beside plain decoding, in turns, `rounds` times."""
+    found = []
+    with progress("Decoding with drafts", total=len(batches) * rounds * (len(modes) + 1)) as advance:
+        for batch in batches:
+            arguments = (subject.artifact.path, subject.library, threads, batch, acceptance)
+            with Remote(DraftedBench, *arguments) as process:
+                process.call("decode", "off", 8, 0)
+                taken: dict[str, list[_Round]] = {mode: [] for mode in ("off", *modes)}
+                for number in range(rounds):
+                    for mode, results in taken.items():
+                        results.append(process.call("decode", mode, tokens, number))
+                        advance(1)
+            for mode in modes:
+                found.append(_speed(subject, mode, batch, acceptance, taken["off"], taken[mode], token_bytes))
+    return found
+
+
+def _speed(
+    subject: Subject,
+    mode: str,
+    batch: int,
+    acceptance: float | None,
+    plain: list[_Round],
+    drafted: list[_Round],
+    token_bytes: int,
+) -> DraftedSpeed:
+    speeds = [
+        (one.tokens / one.seconds, other.tokens / other.seconds) for one, other in zip(plain, drafted, strict=True)
+    ]
+    ratios = [ours / theirs for theirs, ours in speeds]
+    per_step = sum(each.tokens for each in drafted) / sum(each.steps for each in drafted)
+    made, right = (np.sum([getattr(each, name) for each in drafted], axis=0) for name in ("drafted", "accepted"))
+    speed_up = statistics.median(ratios)
+    bound = None if mode == "auto" else _bound(subject, int(mode), batch, per_step, token_bytes)
+    return DraftedSpeed(
+        kind="drafted",
+        quantization=subject.artifact.quantization,
+        drafts=mode,
+        batch=batch,
+        simulated_acceptance=acceptance,
+        tokens_per_second=statistics.median(ours for _, ours in speeds),
+        plain_tokens_per_second=statistics.median(theirs for theirs, _ in speeds),
+        speed_up=speed_up,
+        speed_up_min=min(ratios),
+        speed_up_max=max(ratios),
+        bound=bound,
+        share_of_bound=speed_up / bound if bound else None,
+        tokens_per_step=per_step,
+        accepted=[float(r / m) for r, m in zip(right, made, strict=True) if m],
+    )
+
+
+def _bound(subject: Subject, drafts: int, batch: int, tokens_per_step: float, token_bytes: int) -> float:
+    config, quantization = subject.artifact.model_config, subject.artifact.quantization
+
+    def step(rows: int) -> int:
+        return step_bytes(config, quantization, token_bytes, depth=_PROMPT, rows=rows, sequences=batch)
+
+    # The layer reads the step's tokens at once, and further drafts one at a time.
+    first = draft_bytes(config, quantization, rows=round(batch * tokens_per_step))
+    further = (drafts - 1) * draft_bytes(config, quantization, rows=batch)
+    return tokens_per_step * step(1) / (step(drafts + 1) + first + further)
