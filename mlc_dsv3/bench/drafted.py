@@ -181,10 +181,8 @@ def _speed(
     drafted: list[_Round],
     token_bytes: int,
 ) -> DraftedSpeed:
-    speeds = [
-        (one.tokens / one.seconds, other.tokens / other.seconds) for one, other in zip(plain, drafted, strict=True)
-    ]
-    ratios = [ours / theirs for theirs, ours in speeds]
+    speeds = [[each.tokens / each.seconds for each in side] for side in (plain, drafted)]
+    ratios = [ours / theirs for theirs, ours in zip(*speeds, strict=True)]
     per_step = sum(each.tokens for each in drafted) / sum(each.steps for each in drafted)
     made, right = (np.sum([getattr(each, name) for each in drafted], axis=0) for name in ("drafted", "accepted"))
     speed_up = statistics.median(ratios)
@@ -195,8 +193,8 @@ def _speed(
         drafts=mode,
         batch=batch,
         simulated_acceptance=acceptance,
-        tokens_per_second=statistics.median(ours for _, ours in speeds),
-        plain_tokens_per_second=statistics.median(theirs for theirs, _ in speeds),
+        tokens_per_second=statistics.median(speeds[1]),
+        plain_tokens_per_second=statistics.median(speeds[0]),
         speed_up=speed_up,
         speed_up_min=min(ratios),
         speed_up_max=max(ratios),

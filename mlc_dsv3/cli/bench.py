@@ -46,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speculative",
         metavar="N,N",
-        help="decode with so many drafts of the MTP layer (1 to 4, or auto) and without, in turns, in place of all else",
+        help="decode with so many drafts of the MTP layer (1 to 4, or auto) and without, in turns; nothing else",
     )
     parser.add_argument(
         "--acceptance",
         type=float,
         metavar="P",
-        help="with --speculative: take this share of drafts as right, whatever the model says (random weights never agree)",
+        help="with --speculative: take this share of drafts as right, whatever the model says, as of random weights",
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="prefills, and turns with --versus (3)")
     parser.add_argument("--profile", action="store_true", help="time and bytes of each kernel, in a pass of its own")

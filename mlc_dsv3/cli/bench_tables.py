@@ -38,19 +38,8 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
 
 def print_drafted(results: Sequence[DraftedSpeed]) -> None:
     """Decoding with drafts beside decoding without."""
-    columns = (
-        "drafts",
-        "batch",
-        "tok/s",
-        "plain",
-        "speed-up",
-        "least",
-        "most",
-        "bound",
-        "share",
-        "tokens a step",
-        "right",
-    )
+    speeds = ("tok/s", "plain", "speed-up", "least", "most", "bound", "share")
+    columns = ("drafts", "batch", *speeds, "tokens a step", "right")
     rows = [
         (
             each.drafts,
