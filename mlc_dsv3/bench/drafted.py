@@ -17,6 +17,7 @@ import numpy as np
 
 from mlc_dsv3.bench.counting import draft_bytes, step_bytes
 from mlc_dsv3.bench.remote import Remote
+from mlc_dsv3.bench.settings import DRAFTED_PROMPT
 from mlc_dsv3.bench.subject import Subject
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.batch import Batch, StepOutput
@@ -26,8 +27,6 @@ from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
 from mlc_dsv3.weights import Artifact
-
-_PROMPT = 16
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class DraftedBench:
         size = self._model.metadata.page_size
         if drafts not in self._speculations:
             self._speculations[drafts] = speculation(drafts, has_mtp="draft" in self._model.metadata.functions)
-        window = _PROMPT + tokens + 1
+        window = DRAFTED_PROMPT + tokens + 1
         engine = Engine(
             self._driven,
             num_pages=self._batch * -(-window // size) + 1,
@@ -88,8 +87,8 @@ class DraftedBench:
         random = np.random.default_rng(seed)
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         for _ in range(self._batch):
-            engine.submit(random.integers(0, self._model.config.vocab_size, _PROMPT).tolist(), params)
-        while engine.has_work and not engine.stats.prefill_tokens >= self._batch * _PROMPT:
+            engine.submit(random.integers(0, self._model.config.vocab_size, DRAFTED_PROMPT).tolist(), params)
+        while engine.has_work and not engine.stats.prefill_tokens >= self._batch * DRAFTED_PROMPT:
             engine.step()
         started, before = time.perf_counter(), _copied(engine.stats)
         while engine.has_work:
@@ -105,14 +104,14 @@ class DraftedBench:
 
 
 class Simulated:
-    """A model whose drafts are right as often as asked for, evenly spread: random weights never agree with themselves.
-    All that is computed is computed as ever."""
+    """A model whose drafts are right as often as asked for, by chance: random weights never agree with themselves. All
+    that is computed is computed as ever."""
 
     def __init__(self, model: CompiledModel, acceptance: float) -> None:
         self._model, self._acceptance = model, acceptance
         self._verified: Batch | None = None
         self._step_output: StepOutput | None = None
-        self._count = 0
+        self._random = np.random.default_rng(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -133,9 +132,8 @@ class Simulated:
             row = int(batch.wanted[draw.row])
             following = row + 1
             if following < len(batch.tokens) and batch.sequences[following] == batch.sequences[row]:
-                self._count += 1
-                right = int(self._count * self._acceptance) > int((self._count - 1) * self._acceptance)
                 draft = int(batch.tokens[following])
+                right = self._random.random() < self._acceptance
                 changed[place] = draft if right else (draft + 1) % self._model.config.vocab_size
         return changed
 
@@ -209,7 +207,7 @@ def _bound(subject: Subject, drafts: int, batch: int, tokens_per_step: float, to
     config, quantization = subject.artifact.model_config, subject.artifact.quantization
 
     def step(rows: int) -> int:
-        return step_bytes(config, quantization, token_bytes, depth=_PROMPT, rows=rows, sequences=batch)
+        return step_bytes(config, quantization, token_bytes, depth=DRAFTED_PROMPT, rows=rows, sequences=batch)
 
     # The layer reads the step's tokens at once, and further drafts one at a time.
     first = draft_bytes(config, quantization, rows=round(batch * tokens_per_step))

@@ -13,6 +13,7 @@ from relax_model.config import ModelConfig
 from relax_model.layout import cached_token_bytes
 
 PEERS = ("llama.cpp",)
+DRAFTED_PROMPT = 16  # tokens before those that are decoded with drafts
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
     """The options, checked together before anything is done."""
     from mlc_dsv3.bench.extras import require_llama, require_plot
     from mlc_dsv3.bench.plot import check_path
-    from mlc_dsv3.bench.settings import BenchSettings
+    from mlc_dsv3.bench.settings import DRAFTED_PROMPT, BenchSettings
 
     if parsed.random_weights != (parsed.model_config is not None):
         raise UserError("--model-config and --random-weights go together; a checkpoint or artifact needs neither")
@@ -113,7 +113,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         device=parsed.device,
         cache_dtype=parsed.cache_dtype,
         threads=parsed.threads,
-        prefill=parsed.prefill,
+        prefill=DRAFTED_PROMPT if parsed.speculative else parsed.prefill,
         decode=parsed.decode,
         depths=_numbers(parsed.depth, "--depth", "0,4096"),
         batches=_numbers(parsed.batch, "--batch", "1,8"),
@@ -162,6 +162,8 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
     name = source.name if parsed.model or parsed.model_config else "demo"
     target = settings.target
     chosen = quantizations or [source.quantization or target.default("quantization")]
+    if parsed.speculative and not source.config.num_nextn_predict_layers:
+        raise UserError(f"{name} has no multi-token prediction layer to draft with")
     for quantization in map(target.stored_as, chosen):
         layout_of(quantization)
         settings.refuse_unless_it_fits(source.config, quantization, source.config.max_position_embeddings)
@@ -206,8 +208,6 @@ def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
     results = []
     for subject in _subjects(parsed, quantizations, settings):
         config, quantization = subject.artifact.model_config, subject.artifact.quantization
-        if not config.num_nextn_predict_layers:
-            raise UserError(f"{subject.name} has no multi-token prediction layer to draft with")
         dtype = settings.target.cache_dtype(quantization)
         results += measure_drafted(
             subject,
