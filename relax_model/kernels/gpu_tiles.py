@@ -93,8 +93,9 @@ class Matrix:
     def element(self, row: Any, start: Any, i: Any) -> Any:
         """Stored element i of the WORD columns from `start` on, a multiple of WORD; past the last column it is zero."""
         row = self._row(row)
-        if self.scaled or self._columns % WORD == 0:
+        if self.scaled or self._columns % GROUP == 0:
             return self._data[row, start // self._per_element + i]
+        # Products take whole groups: of the last row, what is past the last column is past the end of the memory.
         zero = T.Cast(str(self._data.dtype), T.float32(0))
         return T.if_then_else(start + i < self._columns, self._data[row, start + i], zero)
 
