@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="with --speculative: take this share of drafts as right, whatever the model says, as of random weights",
     )
+    parser.add_argument(
+        "--experts",
+        metavar="FILE",
+        help="how evenly the text of FILE (-: standard input) loads each layer's experts, with the routers' correction "
+        "bias and without; nothing else; --plot draws it",
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="prefills, and turns with --versus (3)")
     parser.add_argument("--profile", action="store_true", help="time and bytes of each kernel, in a pass of its own")
     parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw speed and roofline; needs {PLOT}")
@@ -75,6 +81,9 @@ def run(parsed: argparse.Namespace) -> None:
     quantizations = [name for name in (parsed.quantization or "").split(",") if name]
     if parsed.quality:
         _quality(parsed, quantizations, settings)
+        return
+    if parsed.experts:
+        _experts(parsed, quantizations, settings)
         return
     if parsed.speculative:
         _drafted(parsed, quantizations, settings)
@@ -107,6 +116,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
     if parsed.quality and parsed.plot:
         raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     _check_speculative(parsed)
+    _check_experts(parsed)
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
@@ -198,6 +208,60 @@ def _check_speculative(parsed: argparse.Namespace) -> None:
         if mode == "off":
             raise UserError("--speculative is off; it takes numbers of drafts, beside which none is measured anyway")
         speculation(mode, has_mtp=True)
+
+
+def _check_experts(parsed: argparse.Namespace) -> None:
+    if not parsed.experts:
+        return
+    if parsed.random_weights:
+        raise UserError("--experts reads a text with a real model; leave --random-weights out")
+    for option in ("versus", "quality", "profile", "speculative"):
+        if getattr(parsed, option):
+            raise UserError(f"--experts looks at routers alone; leave --{option} out")
+    if parsed.device not in ("auto", "cpu"):
+        raise UserError("--experts is for the device cpu")
+
+
+def _experts(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
+    """The load of the experts by a text, in the first quantization."""
+    from mlc_dsv3.experts.text import read_text
+
+    text = read_text(parsed.experts)
+    subject = next(_subjects(parsed, quantizations, settings))
+    config = subject.artifact.model_config
+    if config.router is None:
+        raise UserError(f"{subject.name} has no experts")
+
+    from mlc_dsv3.experts.load import count_load
+    from mlc_dsv3.experts.reading import Reader
+    from mlc_dsv3.runtime.model import CompiledModel
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+    tokens = Tokenizer.load(subject.artifact.path).encode(text)
+    reader = Reader(CompiledModel.load(subject.artifact, subject.library, threads=settings.thread_count))
+    reads = list(reader.read_all(tokens))
+    loads = {"with the correction bias": count_load(config.router, reader.moe_layers, reads)}
+    if config.router.has_correction_bias:
+        plain = count_load(config.router, reader.moe_layers, reads, with_bias=False)
+        loads["without"] = plain
+    else:
+        loads = {"load": loads["with the correction bias"]}
+    if parsed.plot:
+        from mlc_dsv3.experts.heat_map import draw
+
+        draw(loads, f"{subject.name}, {len(tokens)} tokens", parsed.plot)
+    if parsed.json:
+        print_json(
+            {"model": subject.name, "tokens": len(tokens), **{name: load.describe() for name, load in loads.items()}}
+        )
+        return
+    columns = ("layer", *(f"{name}: busiest above the mean" for name in loads), "idle experts")
+    first, *_ = loads.values()
+    rows = []
+    for place, layer in enumerate(first.layers):
+        shares = [f"{load.violation[place]:.0%}" for load in loads.values()]
+        rows.append((str(layer), *shares, str(int((first.counts[place] == 0).sum()))))
+    print_table(rows, columns)
 
 
 def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

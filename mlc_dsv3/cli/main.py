@@ -27,6 +27,7 @@ VERBS = {
     "tune": "measure which kernels' tiles are fastest on this machine, for `compile` to use",
     "devices": "say what this machine can compile for and run on, and why not",
     "inspect": "show what an artifact or a library holds",
+    "rebalance": "learn the routers' correction biases anew on a text, for an even load of the experts",
     "bench": "measure speed beside the memory's limit, and the demo's quality in each quantization",
 }
 # The environment's trouble and not ours; anything else that the operating system refuses is shown as a bug.

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.engine import EngineStats
 
 
 @dataclass
@@ -25,20 +26,7 @@ class ScriptedModel:
     params: list[Any] = field(default_factory=list)
     streams: list[Any] = field(default_factory=list)  # kept, so that only closing ends them
     closed: int = 0
-    stats: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(
-            prefill_tokens=0,
-            prefill_seconds=0.0,
-            decode_tokens=0,
-            decode_seconds=0.0,
-            reused_tokens=0,
-            decode_steps=0,
-            drafted=[0, 0],
-            accepted=[0, 0],
-            compared_seconds=0.0,
-            plain_seconds=0.0,
-        )
-    )
+    stats: EngineStats = field(default_factory=EngineStats)
 
     def stream(self, prompt: Any, params: Any) -> Generator[SimpleNamespace]:
         self.prompts.append(prompt)

@@ -84,12 +84,12 @@ def test_stats_tell_speed_reuse_and_memory() -> None:
 
 
 def test_stats_tell_what_became_of_drafts() -> None:
-    usage = Usage(decode_tokens=30, decode_steps=20, drafted=(20, 8, 0), accepted=(8, 2, 0), compared_seconds=2.0)
-    assert (usage.tokens_per_step, (usage - usage).drafted, Usage().speed_up) == (1.5, (0, 0, 0), None)
+    usage = Usage(decode_tokens=30, decode_steps=20, drafted=(20, 8, 0, 0), accepted=(8, 2, 0, 0), compared_seconds=2.0)
+    assert (usage.tokens_per_step, (usage - usage).drafted, Usage().speed_up) == (1.5, (0, 0, 0, 0), None)
     model, notes = ScriptedModel(), io.StringIO()
     session = Session(model, line_reader(io.StringIO("/stats\n")), out=io.StringIO(), notes=notes)
     model.stats = SimpleNamespace(
-        **{**asdict(replace(usage, plain_seconds=2.5)), "drafted": [20, 8], "accepted": [8, 2]}
+        **{**asdict(replace(usage, plain_seconds=2.5)), "drafted": [20, 8, 0, 0], "accepted": [8, 2, 0, 0]}
     )
     session.run("header")
     told = "drafts       right 40% of 20, 25% of 8 by place, 1.50 tokens a step, 1.25 times as fast as without"
@@ -168,8 +168,8 @@ def test_one_answer_in_json_says_what_it_cost() -> None:
         "decode_seconds": 0.06,
         "decode_tokens_per_second": 50.0,
         "tokens_per_step": 1.0,
-        "drafted": [0, 0],
-        "accepted": [0, 0],
+        "drafted": [0, 0, 0, 0],
+        "accepted": [0, 0, 0, 0],
         "speed_up": None,
         "model": "m",
     }

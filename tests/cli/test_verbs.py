@@ -19,6 +19,7 @@ from mlc_dsv3.compiler.link import link
 from mlc_dsv3.compiler.note import write_note
 from mlc_dsv3.compiler.targets import host_of
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.engine import EngineStats
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +258,7 @@ class FakeLLM:
         self.artifact = SimpleNamespace(quantization="q4f16_1")
         self.device = "cpu"
         self.default_params = SamplingParams(temperature=0.6, top_p=0.9)
-        self.stats = SimpleNamespace(
-            prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0, decode_seconds=0.0, reused_tokens=0
-        )
+        self.stats = EngineStats()
 
     @property
     def tokenizer(self) -> SimpleNamespace:

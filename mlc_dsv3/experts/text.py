@@ -1,0 +1,25 @@
+"""The text that experts are watched on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mlc_dsv3.errors import UserError
+
+
+def read_text(path: str) -> str:
+    """A file's text, or standard input's for "-". UserError where there is none."""
+    if path == "-":
+        text = sys.stdin.read()
+    else:
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"--text is {path}, and there is no such file")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no text in UTF-8") from error
+    if not text.strip():
+        raise UserError(f"--text is {path}, which is empty")
+    return text
