@@ -9,6 +9,7 @@ the layer's cache where a later one reuses their pages: that can only cost accep
 
 from __future__ import annotations
 
+from collections.abc import Container
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,44 +53,48 @@ class Drafter:
         is about to decode."""
         if not computed:
             return
-        room = self._max_rows - sum(each.sequence.computed - each.start for each in computed)
-        tokens, positions, hidden, lengths = [], [], [], []
-        for each in computed:
-            sequence, count = each.sequence, each.sequence.computed - each.start
-            rows = [output.hidden[each.offset : each.offset + count]]
-            if 0 < len(sequence.pending) <= room:
-                rows.insert(0, np.stack(sequence.pending))
-                room -= len(sequence.pending)
-            sequence.pending.clear()
-            length = sum(map(len, rows))
-            stop = sequence.computed
-            tokens.append(np.array(sequence.tokens[stop - length + 1 : stop + 1], np.int32))
-            positions.append(np.arange(stop - length, stop, dtype=np.int32))
-            hidden += rows
-            lengths.append(length)
-        ends = np.cumsum(lengths)
-        wanted = {
-            number: limit
-            for number, each in enumerate(computed)
+        drafting = {
+            each.sequence: limit
+            for each in computed
             if each.sequence.remaining == 1 and (limit := self._limit(each.sequence, drafts)) > 0
         }
-        last = [int(ends[number]) - 1 for number in wanted] or [int(ends[-1]) - 1]
-        sequences = [each.sequence for each in computed]
-        batch = _batch(sequences, np.concatenate(tokens), np.concatenate(positions), lengths, last)
-        # One sequence's rows are taken as they lie.
-        proposed = self._model.draft(batch, hidden[0] if len(hidden) == 1 else np.concatenate(hidden))
-        rows_of = last
-        drafting = {sequences[number]: limit for number, limit in wanted.items()}
+        proposed, rows = self._follow(computed, output, drafting)
         place = 0
         while drafting:
             self._choose(list(drafting), proposed, place)
             place += 1
-            going_on = [row for row, limit in zip(rows_of, drafting.values(), strict=True) if limit > place]
+            rows = [row for row, limit in zip(rows, drafting.values(), strict=True) if limit > place]
             drafting = {sequence: limit for sequence, limit in drafting.items() if limit > place}
-            if not drafting:
-                return
-            proposed = self._feed_back(list(drafting), proposed.hidden[going_on], place)
-            rows_of = list(range(len(drafting)))
+            if drafting:
+                proposed = self._feed_back(list(drafting), proposed.hidden[rows], place)
+                rows = list(range(len(drafting)))
+
+    def _follow(
+        self, computed: Rows[Computed], output: StepOutput, drafting: Container[Sequence]
+    ) -> tuple[StepOutput, list[int]]:
+        """Bring the layer's cache in step; returns what it predicts for the sequences that are `drafting`, and the last
+        row of each."""
+        room = self._max_rows - sum(each.sequence.computed - each.start for each in computed)
+        tokens, positions, hidden, lengths = [], [], [], []
+        for each in computed:
+            sequence, stop = each.sequence, each.sequence.computed
+            states = [output.hidden[each.offset : each.offset + stop - each.start]]
+            if 0 < len(sequence.pending) <= room:
+                states.insert(0, np.stack(sequence.pending))
+                room -= len(sequence.pending)
+            sequence.pending.clear()
+            lengths.append(length := sum(map(len, states)))
+            tokens.append(np.array(sequence.tokens[stop - length + 1 : stop + 1], np.int32))
+            positions.append(np.arange(stop - length, stop, dtype=np.int32))
+            hidden += states
+        sequences = [each.sequence for each in computed]
+        ends = np.cumsum(lengths).tolist()
+        last = [end - 1 for sequence, end in zip(sequences, ends, strict=True) if sequence in drafting]
+        # The layer, as the model, wants at least one row to be wanted.
+        wanted = last or [ends[-1] - 1]
+        batch = _batch(sequences, np.concatenate(tokens), np.concatenate(positions), lengths, wanted)
+        # One sequence's rows are taken as they lie.
+        return self._model.draft(batch, hidden[0] if len(hidden) == 1 else np.concatenate(hidden)), last
 
     def _limit(self, sequence: Sequence, drafts: int) -> int:
         """Drafts that can all become tokens, with one more behind them, and have pages."""

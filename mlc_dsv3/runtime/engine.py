@@ -128,7 +128,8 @@ class Engine:
             self._scheduler.advance(work)
         updates = [self._accept(work.sequence, *choice) for work, choice in chosen]
         drafts = self._draft(plan, rows, output)
-        self._record(plan, decoding, dict(chosen), drafts, time.perf_counter() - started)
+        got = {work: len(update.token_ids) for (work, _), update in zip(chosen, updates, strict=True)}
+        self._record(plan, decoding, got, drafts, time.perf_counter() - started)
         return updates
 
     def cancel(self, request_id: int) -> Update | None:
@@ -254,33 +255,44 @@ class Engine:
         self,
         plan: Plan,
         decoding: list[bool],
-        chosen: dict[Work, tuple[list[int], object]],
+        got: dict[Work, int],
         drafts: int,
         seconds: float,
     ) -> None:
         stats, rows = self.stats, sum(work.rows for work in plan.works)
         decoded = [work for work, was in zip(plan.works, decoding, strict=True) if was]
         decoded_rows = sum(work.rows for work in decoded)
-        stats.decode_tokens += sum(len(chosen[work][0]) for work in decoded)
+        stats.decode_tokens += sum(got[work] for work in decoded)
         stats.decode_steps += len(decoded)
         stats.prefill_tokens += rows - decoded_rows
         stats.decode_seconds += seconds * decoded_rows / rows
         stats.prefill_seconds += seconds * (rows - decoded_rows) / rows
         stats.preemptions = self._scheduler.preemptions
-        for work in decoded:
-            right = len(chosen[work][0]) - 1
-            for place in range(min(len(work.drafts), right + 1)):
+        if self._speculation:
+            lengths = [(len(work.drafts), got[work]) for work in decoded]
+            alone = len(decoded) == len(plan.works)
+            self._record_drafts(self._speculation, lengths, drafts, seconds if alone else None)
+
+    def _record_drafts(
+        self, speculation: Speculation, lengths: list[tuple[int, int]], drafts: int, seconds: float | None
+    ) -> None:
+        """What became of drafts: `lengths` are how many each sequence had, and how many tokens it got; `seconds` what a
+        step took that did nothing else."""
+        stats = self.stats
+        for made, got in lengths:
+            for place in range(min(made, got)):
                 stats.drafted[place] += 1
-                stats.accepted[place] += place < right
-            if self._speculation and work.drafts:
-                self._speculation.accepted(len(work.drafts), right)
-        if self._speculation and len(decoded) == len(plan.works):
-            plain = self._speculation.plain_seconds(len(decoded))
-            if plain is not None:
-                stats.compared_seconds += seconds
-                stats.plain_seconds += plain * sum(len(chosen[work][0]) for work in decoded) / len(decoded)
-            if {len(work.drafts) for work in decoded} == {drafts}:
-                self._speculation.took(len(decoded), drafts, seconds)
+                stats.accepted[place] += place < got - 1
+            if made:
+                speculation.accepted(made, got - 1)
+        if seconds is None:
+            return
+        plain = speculation.plain_seconds(len(lengths))
+        if plain is not None:
+            stats.compared_seconds += seconds
+            stats.plain_seconds += plain * sum(got for _, got in lengths) / len(lengths)
+        if {made for made, _ in lengths} == {drafts}:
+            speculation.took(len(lengths), drafts, seconds)
 
 
 def _draw(work: Work, place: int) -> Draw:
