@@ -1,6 +1,8 @@
 """The pair of TVM packages that works together, checked before either is imported: another pair crashes the process."""
 
+import importlib.util
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from mlc_dsv3.errors import UserError
 
@@ -17,3 +19,11 @@ def check_pins() -> None:
         if found != wanted:
             both = " ".join(f"{name}=={pin}" for name, pin in PINS.items())
             raise UserError(f"{package} is {found}, and only {wanted} works; run: pip install {both}")
+
+
+def tvm_library(name: str) -> Path:
+    """A library of TVM's package, which is not imported for it; which ones there are differs between systems."""
+    spec = importlib.util.find_spec("tvm")
+    assert spec is not None, "check_pins has seen the package"
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "lib" / name

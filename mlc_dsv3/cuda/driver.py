@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import sysconfig
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3._pins import tvm_library
 from mlc_dsv3.errors import UserError
 
 _LIBRARY = Path(__file__).with_name("libmlc_cuda.so")
@@ -46,10 +46,7 @@ def load() -> str | None:
 
 
 def _load_runtime() -> str | None:
-    spec = importlib.util.find_spec("tvm")
-    assert spec is not None, "check_pins has seen the package"
-    assert spec.submodule_search_locations
-    ours = Path(spec.submodule_search_locations[0]) / "lib" / "libtvm_runtime_cuda.so"
+    ours = tvm_library("libtvm_runtime_cuda.so")
     if not ours.is_file():
         return "TVM's package for this system has no CUDA"
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import platform
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from mlc_dsv3._pins import tvm_library
 from mlc_dsv3.errors import UserError
 
 # DLPack's code, and TVM's of what it is asked for.
@@ -23,10 +22,7 @@ def load() -> str | None:
     """Load TVM's Metal runtime into the process, with TVM's own there already, and return why it is not there."""
     if sys.platform != "darwin":
         return "Metal is there on Apple's systems alone"
-    spec = importlib.util.find_spec("tvm")
-    assert spec is not None, "check_pins has seen the package"
-    assert spec.submodule_search_locations
-    ours = Path(spec.submodule_search_locations[0]) / "lib" / "libtvm_runtime_metal.dylib"
+    ours = tvm_library("libtvm_runtime_metal.dylib")
     if not ours.is_file():
         return "TVM's package for this system has no Metal"
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlc_dsv3._pins import check_pins
+from mlc_dsv3._pins import check_pins, tvm_library
 from mlc_dsv3.cuda import driver as cuda
 from mlc_dsv3.metal import driver as metal
 from mlc_dsv3.vulkan import native as vulkan
@@ -24,9 +23,6 @@ DEVICE_CODES = {"cpu": 1, "cuda": 2, "vulkan": 7, "metal": 8}
 def load_runtime() -> None:
     """Load TVM's runtime library into the process, for all that loads after it."""
     check_pins()
-    spec = importlib.util.find_spec("tvm")
-    assert spec is not None, "check_pins has seen the package"
-    assert spec.submodule_search_locations
     # Its thread pool would pin the calling thread to one core, and all that it starts afterwards with it; and it would
     # take half of the cores for hyper-threads.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
@@ -34,7 +30,7 @@ def load_runtime() -> None:
     import tvm_ffi  # noqa: F401  it must come first: the runtime library is linked with its own
 
     suffix = "dylib" if sys.platform == "darwin" else "so"
-    ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"libtvm_runtime.{suffix}"), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(tvm_library(f"libtvm_runtime.{suffix}")), ctypes.RTLD_GLOBAL)
     # A library with kernels for a GPU cannot even be opened without.
     vulkan.load()
     cuda.load()

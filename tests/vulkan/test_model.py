@@ -18,6 +18,7 @@ from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
 from on_device import DEVICE, needs_gpu, needs_vulkan
 
+from mlc_dsv3 import LLM, SamplingParams
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
@@ -135,6 +136,21 @@ def test_pages_may_lie_anywhere(on_gpu: Callable[..., Driver]) -> None:
     schedule = [[(0, 0, len(prompt))]]
     first, second = (chosen.run([prompt], schedule, pages=seed)[0].logits for seed in (1, 2))
     assert np.array_equal(first, second)
+
+
+def test_drafts_change_no_token() -> None:
+    """Of the demo, one request after the other, and two whose rows together keep their bits."""
+    prompts = ["Anna is in the kitchen. Anna goes to the park. Where is Anna?", "What is 34 + 57?"]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    found = []
+    for speculative in ("off", 3):
+        with LLM(device=DEVICE, speculative=speculative) as model:
+            alone = [model.generate(prompt, params)[0].token_ids for prompt in prompts]
+            together = [completion.token_ids for completion in model.generate(prompts, params)]
+            found.append((alone, together))
+            verified = sum(model.stats.drafted)
+    assert verified > 20
+    assert found[0] == found[1]
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_numbers(
