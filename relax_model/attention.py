@@ -33,7 +33,7 @@ def attention(graph: Graph, prefix: str, x: Activation, residual: Expr, cache: E
     """x, residual (rows, hidden) → residual + attention(x), and the cache with the rows' latents appended."""
     shape = attention_shape(graph)
     q, kv_a = _projections(graph, prefix, x)
-    append = [kv_a, *graph.parameter(f"{prefix}.kv_a_layernorm.weight"), step.rope_table, *step.where, cache]
+    append = _append_inputs(graph, prefix, kv_a, cache, step)
     if graph.fuses and not step.expanded:
         o, cache = _absorbed_with_append(graph, prefix, shape, q, append, step)
     else:
@@ -41,6 +41,17 @@ def attention(graph: Graph, prefix: str, x: Activation, residual: Expr, cache: E
         attend = _expanded if step.expanded else _absorbed
         o = attend(graph, prefix, shape, q, cache, step)  # (rows, heads · v)
     return graph.linear(f"{prefix}.o_proj", graph.quantize(o), residual), cache
+
+
+def append_latents(graph: Graph, prefix: str, x: Activation, cache: Expr, step: Step) -> Var:
+    """The cache with the latents of x's rows appended, for rows that are attended to and do not attend."""
+    inputs = _append_inputs(graph, prefix, graph.linear(f"{prefix}.kv_a_proj_with_mqa", x), cache, step)
+    return graph.call_inplace("latent_append", (attention_shape(graph), _INNER_EPS), inputs, place=len(inputs) - 1)
+
+
+def _append_inputs(graph: Graph, prefix: str, kv_a: Expr, cache: Expr, step: Step) -> list[Expr]:
+    weight = graph.parameter(f"{prefix}.kv_a_layernorm.weight")
+    return [kv_a, *weight, step.rope_table, *step.where, cache]
 
 
 def _absorbed_with_append(

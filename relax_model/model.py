@@ -2,7 +2,8 @@
 
     step             tokens → logits of the wanted rows and all rows' hidden states; attention absorbed
     prefill          (with `prefill_block`) the same for one whole block of a prompt; attention expanded
-    draft            (with MTP) next tokens and hidden states → logits of the token after next, and hidden states
+    draft            (with MTP) next tokens and hidden states → logits of the tokens after next, and hidden states
+    follow           (with MTP) the same inputs; only the layer's latents, for rows whose predictions nobody wants
     sample           (on GPUs) logits → tokens
 
 The latent caches come in as one tuple of tensors and are appended to in place; everything else is returned.
@@ -17,9 +18,9 @@ import numpy as np
 from tvm import IRModule, relax, tirx
 from tvm.relax import BlockBuilder, Expr, Var
 
-from relax_model.attention import attention
+from relax_model.attention import append_latents, attention
 from relax_model.config import ModelConfig
-from relax_model.graph import BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
+from relax_model.graph import Activation, BuildOptions, Graph, KernelCall, Observer, packed_types, tensor
 from relax_model.kernels import registry
 from relax_model.layout import cache_width
 from relax_model.moe import mlp, moe
@@ -45,6 +46,7 @@ def build_module(
         _export_step(builder, config, options, watching("prefill"), expanded=True)
     if "draft" in exported:
         _export_draft(builder, config, options, watching("draft"))
+        _export_follow(builder, config, options, watching("follow"))
     if "sample" in exported:
         _export_sample(builder, config, options, watching("sample"))
     return builder.finalize()
@@ -56,6 +58,7 @@ def exported_functions(config: ModelConfig, options: BuildOptions) -> tuple[str,
         "step": True,
         "prefill": options.prefill_block > 0,
         "draft": config.num_nextn_predict_layers > 0,
+        "follow": config.num_nextn_predict_layers > 0,
         "sample": registry.offers("sample", options.family),
     }
     return tuple(name for name, there in wanted.items() if there)
@@ -72,7 +75,8 @@ class _Arguments:
         sequences, longest, pages = size("sequences"), size("longest"), size("pages")
         self.wanted_rows = wanted
         self.tokens = relax.Var("tokens", tensor((self.rows,), "int32"))
-        self.hidden = relax.Var("hidden", tensor((self.rows, config.hidden_size)))
+        self.hidden = relax.Var("hidden", tensor((size("states"), config.hidden_size)))
+        self.sources = relax.Var("sources", tensor((self.rows,), "int32"))
         self.positions = relax.Var("positions", tensor((self.rows,), "int32"))
         self.sequences = relax.Var("sequences", tensor((self.rows,), "int32"))
         self.page_table = relax.Var("page_table", tensor((sequences, longest), "int32"))
@@ -88,7 +92,8 @@ class _Arguments:
         return [self.tokens, *where, self.caches, self.packed]
 
     def draft(self) -> list[Var]:
-        return [self.tokens, self.hidden, *self.step()[1:]]
+        where = [self.positions, self.sequences, self.page_table]
+        return [self.tokens, self.hidden, self.sources, *where, self.caches, self.packed]
 
 
 def _attributes(options: BuildOptions) -> dict[str, object]:
@@ -118,34 +123,45 @@ def _export_step(
             x = _embed(graph, arguments.tokens)
             for layer in range(config.num_hidden_layers):
                 x = _decoder_layer(graph, layer, x, arguments.caches, step)
-            hidden = _last_norm(graph, "model.norm.weight", x)
-            outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
-            result = builder.emit_output(outputs)
+            normed = graph.norm(x, graph.parameter("model.norm.weight"), config.rms_norm_eps, keep=True)
+            # The head runs on the wanted rows alone.
+            width, hidden = config.hidden_size, normed.values
+            shape = (arguments.wanted_rows, width)
+            inputs = [hidden, arguments.wanted]
+            selected = graph.activation("select_rows", (options.layout, width), inputs, shape)
+            result = builder.emit_output(relax.Tuple([_head(graph, selected), hidden]))
         builder.emit_func_output(result)
 
 
 def _export_draft(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None) -> None:
-    """The first MTP layer (DeepSeek-V3 report, section 2.2): `hidden` is the main model's, after its final norm,
-    or this function's own of the step before."""
+    """The first MTP layer (DeepSeek-V3 report, section 2.2): row i takes hidden[sources[i]], the main model's after its
+    final norm or this function's own of the step before."""
     arguments = _Arguments(config, options)
     layer = config.num_hidden_layers
     with builder.function("draft", arguments.draft(), attrs=_attributes(options)):
         with builder.dataflow():
             graph = Graph(builder, config, options, arguments.packed, observe)
             step = _step(graph, arguments, expanded=False)
-            prefix, width = f"model.layers.{layer}", config.hidden_size
-            norms = graph.parameter(f"{prefix}.enorm.weight") + graph.parameter(f"{prefix}.hnorm.weight")
-            joined = graph.call(
-                "mtp_input",
-                (width, config.rms_norm_eps),
-                [_embed(graph, arguments.tokens), arguments.hidden, *norms],
-                tensor((arguments.rows, 2 * width)),
-            )
-            x = graph.linear(f"{prefix}.eh_proj", graph.quantize(joined))
-            x = _decoder_layer(graph, layer, x, arguments.caches, step)
-            hidden = _last_norm(graph, f"{prefix}.shared_head.norm.weight", x)
-            outputs = relax.Tuple([_logits(graph, hidden, arguments), hidden])
-            result = builder.emit_output(outputs)
+            x = _decoder_layer(graph, layer, _mtp_input(graph, layer, arguments), arguments.caches, step)
+            weight = graph.parameter(f"model.layers.{layer}.shared_head.norm.weight")
+            normed = graph.norm(x, weight, config.rms_norm_eps, keep=True)
+            result = builder.emit_output(relax.Tuple([_head(graph, normed), normed.values]))
+        builder.emit_func_output(result)
+
+
+def _export_follow(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None) -> None:
+    """What `draft` appends to the layer's cache, which it returns. The layer is one layer deep: later rows see no more
+    of these."""
+    arguments = _Arguments(config, options)
+    layer = config.num_hidden_layers
+    with builder.function("follow", arguments.draft(), attrs=_attributes(options)):
+        with builder.dataflow():
+            graph = Graph(builder, config, options, arguments.packed, observe)
+            step, prefix = _step(graph, arguments, expanded=False), f"model.layers.{layer}"
+            weight = graph.parameter(f"{prefix}.input_layernorm.weight")
+            normed = graph.norm(_mtp_input(graph, layer, arguments), weight, config.rms_norm_eps)
+            cache = builder.emit(relax.TupleGetItem(arguments.caches, layer))
+            result = builder.emit_output(append_latents(graph, f"{prefix}.self_attn", normed, cache, step))
         builder.emit_func_output(result)
 
 
@@ -172,11 +188,17 @@ def _embed(graph: Graph, tokens: Expr) -> Var:
     return graph.call("embedding", (graph.options.layout, vocabulary, width), [tokens, *table], out)
 
 
-def _last_norm(graph: Graph, name: str, x: Expr) -> Var:
-    """The hidden states that a library returns: float32 (rows, hidden)."""
-    hidden = graph.norm(x, graph.parameter(name), graph.config.rms_norm_eps, keep=True).values
-    assert hidden is not None
-    return hidden
+def _mtp_input(graph: Graph, layer: int, arguments: _Arguments) -> Var:
+    """The next tokens' embeddings and the hidden states, projected: float32 (rows, hidden)."""
+    prefix, width = f"model.layers.{layer}", graph.config.hidden_size
+    norms = graph.parameter(f"{prefix}.enorm.weight") + graph.parameter(f"{prefix}.hnorm.weight")
+    joined = graph.call(
+        "mtp_input",
+        (width, graph.config.rms_norm_eps),
+        [_embed(graph, arguments.tokens), arguments.hidden, arguments.sources, *norms],
+        tensor((arguments.rows, 2 * width)),
+    )
+    return graph.linear(f"{prefix}.eh_proj", graph.quantize(joined))
 
 
 def _decoder_layer(graph: Graph, layer: int, x: Expr, caches: Var, step: Step) -> Var:
@@ -192,10 +214,6 @@ def _decoder_layer(graph: Graph, layer: int, x: Expr, caches: Var, step: Step) -
     return (moe if is_moe else mlp)(graph, f"{prefix}.mlp", normed, x)
 
 
-def _logits(graph: Graph, hidden: Expr, arguments: _Arguments) -> Var:
-    """The head on the wanted rows alone → (wanted, vocabulary)."""
-    width = graph.config.hidden_size
-    shape = (arguments.wanted_rows, width)
-    selected = graph.activation("select_rows", (graph.options.layout, width), [hidden, arguments.wanted], shape)
-    head = "model.embed_tokens" if graph.config.tie_word_embeddings else "lm_head"
-    return graph.linear(head, selected)
+def _head(graph: Graph, hidden: Activation) -> Var:
+    """Normalised rows → their logits, float32 (rows, vocabulary)."""
+    return graph.linear("model.embed_tokens" if graph.config.tie_word_embeddings else "lm_head", hidden)

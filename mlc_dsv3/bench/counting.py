@@ -27,11 +27,20 @@ def step_bytes(
 
 
 def draft_bytes(config: ModelConfig, quantization: str, *, rows: int = 1) -> int:
-    """Bytes that a call of the MTP layer on so many rows reads at least: its weights, the experts that they choose, the
-    rows' embeddings, and the head."""
+    """Bytes that a prediction of the MTP layer for so many rows reads at least: its weights, the experts that they
+    choose, the rows' embeddings, and the head."""
     layout = layout_of(quantization)
     shared = ("model.embed_tokens", "lm_head")
     used = (p for p in parameters(config) if not _on_path(config, p) or p.name in shared)
+    return round(sum(_read(config, parameter, layout, rows) for parameter in used))
+
+
+def follow_bytes(config: ModelConfig, quantization: str, *, rows: int = 1) -> int:
+    """The same where the MTP layer only appends rows' latents."""
+    layout, names = layout_of(quantization), ("enorm", "hnorm", "eh_proj", "input_layernorm")
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    needed = [f"{prefix}{name}" for name in (*names, "self_attn.kv_a_")]
+    used = (p for p in parameters(config) if p.name == "model.embed_tokens" or p.name.startswith(tuple(needed)))
     return round(sum(_read(config, parameter, layout, rows) for parameter in used))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mlc_dsv3.bench.counting import draft_bytes, step_bytes
+from mlc_dsv3.bench.counting import draft_bytes, follow_bytes, step_bytes
 from mlc_dsv3.bench.remote import Remote
 from mlc_dsv3.bench.settings import DRAFTED_PROMPT
 from mlc_dsv3.bench.subject import Subject
@@ -209,7 +209,9 @@ def _bound(subject: Subject, drafts: int, batch: int, tokens_per_step: float, to
     def step(rows: int) -> int:
         return step_bytes(config, quantization, token_bytes, depth=DRAFTED_PROMPT, rows=rows, sequences=batch)
 
-    # The layer reads the step's tokens at once, and further drafts one at a time.
-    first = draft_bytes(config, quantization, rows=round(batch * tokens_per_step))
-    further = (drafts - 1) * draft_bytes(config, quantization, rows=batch)
-    return tokens_per_step * step(1) / (step(drafts + 1) + first + further)
+    # Drafts are made one at a time; the layer follows where a step gives a sequence more than one token.
+    followed = batch * (tokens_per_step - 1)
+    follow = min(1, followed) * follow_bytes(config, quantization, rows=max(1, round(followed)))
+    return (
+        tokens_per_step * step(1) / (step(drafts + 1) + drafts * draft_bytes(config, quantization, rows=batch) + follow)
+    )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)

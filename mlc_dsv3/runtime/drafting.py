@@ -2,9 +2,10 @@
 one's, and it predicts the tokens after the next, feeding itself.
 
 Row p of the layer takes the main model's hidden state at position p with the token at p + 1, and predicts the token at
-p + 2. A draft is chosen as the main model's token will be, with the same random number, so that where the two
-distributions are close so are the choices. A request's last tokens, which nothing is drafted behind, are missing from
-the layer's cache where a later one reuses their pages: that can only cost acceptance.
+p + 2. Only a sequence's last row predicts; of those before it the cache needs the latents and nothing else. A draft is
+chosen as the main model's token will be, with the same random number, so that where the two distributions are close so
+are the choices. A request's last tokens, which nothing is drafted behind, are missing from the layer's cache where a
+later one reuses their pages: that can only cost acceptance.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Container
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.batch import DraftBatch, StepOutput
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.scheduler import Scheduler
 from mlc_dsv3.runtime.sequence import Sequence
 
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.model import CompiledModel
+
+# Hidden states that a sequence keeps while nothing is drafted, before the layer follows them together.
+_MOST_PENDING = 64
 
 
 @dataclass(frozen=True)
@@ -33,68 +37,93 @@ class Computed:
     start: int
     offset: int
 
+    @property
+    def rows(self) -> int:
+        """How many they are."""
+        return self.sequence.computed - self.start
+
 
 class Drafter:
     """Owns the MTP layer's part of the cache. Sequences' `drafts` are what comes out."""
 
     def __init__(self, model: CompiledModel, scheduler: Scheduler, context_window: int) -> None:
         self._model, self._scheduler, self._context_window = model, scheduler, context_window
-        self._max_rows = model.metadata.max_rows
+        self._most_pending = min(_MOST_PENDING, model.metadata.max_rows)
 
-    def remember(self, computed: Rows[Computed], output: StepOutput) -> None:
-        """Keep the latest hidden states of sequences for a later `draft`; what is older stays a gap in the layer's
-        cache, which can only cost acceptance."""
+    def postpone(self, computed: Rows[Computed], output: StepOutput) -> None:
+        """Keep what a step has computed for a later call, where nothing is drafted now."""
+        full = [each for each in computed if len(each.sequence.pending) + each.rows > self._most_pending]
+        self._follow(full, output)
         for each in computed:
-            count = each.sequence.computed - each.start
-            each.sequence.pending.extend(np.array(output.hidden[each.offset : each.offset + count]))
+            if each not in full:
+                each.sequence.pending.extend(np.array(output.hidden[each.offset : each.offset + each.rows]))
 
     def draft(self, computed: Rows[Computed], output: StepOutput, drafts: int) -> None:
-        """Run the layer on what the main model has just computed, and draft up to so many tokens for each sequence that
-        is about to decode."""
-        if not computed:
-            return
+        """Bring the layer's cache in step with what the main model has just computed, and draft up to so many tokens
+        for each sequence that is about to decode."""
         drafting = {
-            each.sequence: limit
+            each: limit
             for each in computed
             if each.sequence.remaining == 1 and (limit := self._limit(each.sequence, drafts)) > 0
         }
-        proposed, rows = self._follow(computed, output, drafting)
-        place = 0
-        while drafting:
-            self._choose(list(drafting), proposed, place)
+        self._follow(computed, output, drafting)
+        sequences = {each.sequence: limit for each, limit in drafting.items()}
+        hidden, sources, place = output.hidden_tensor, [each.offset + each.rows - 1 for each in drafting], 0
+        while sequences:
+            proposed = self._predict(list(sequences), hidden, sources, place)
             place += 1
-            rows = [row for row, limit in zip(rows, drafting.values(), strict=True) if limit > place]
-            drafting = {sequence: limit for sequence, limit in drafting.items() if limit > place}
-            if drafting:
-                proposed = self._feed_back(list(drafting), proposed.hidden[rows], place)
-                rows = list(range(len(drafting)))
+            hidden, sources = proposed.hidden_tensor, [i for i, limit in enumerate(sequences.values()) if limit > place]
+            sequences = {sequence: limit for sequence, limit in sequences.items() if limit > place}
 
-    def _follow(
-        self, computed: Rows[Computed], output: StepOutput, drafting: Container[Sequence]
-    ) -> tuple[StepOutput, list[int]]:
-        """Bring the layer's cache in step; returns what it predicts for the sequences that are `drafting`, and the last
-        row of each."""
-        room = self._max_rows - sum(each.sequence.computed - each.start for each in computed)
-        tokens, positions, hidden, lengths = [], [], [], []
+    def _follow(self, computed: Rows[Computed], output: StepOutput, drafting: Container[Computed] = ()) -> None:
+        """Append what is pending and what a step has computed, but for the last rows of those that are `drafting`."""
         for each in computed:
-            sequence, stop = each.sequence, each.sequence.computed
-            states = [output.hidden[each.offset : each.offset + stop - each.start]]
-            if 0 < len(sequence.pending) <= room:
-                states.insert(0, np.stack(sequence.pending))
-                room -= len(sequence.pending)
-            sequence.pending.clear()
-            lengths.append(length := sum(map(len, states)))
-            tokens.append(np.array(sequence.tokens[stop - length + 1 : stop + 1], np.int32))
-            positions.append(np.arange(stop - length, stop, dtype=np.int32))
-            hidden += states
-        sequences = [each.sequence for each in computed]
-        ends = np.cumsum(lengths).tolist()
-        last = [end - 1 for sequence, end in zip(sequences, ends, strict=True) if sequence in drafting]
-        # The layer, as the model, wants at least one row to be wanted.
-        wanted = last or [ends[-1] - 1]
-        batch = _batch(sequences, np.concatenate(tokens), np.concatenate(positions), lengths, wanted)
-        # One sequence's rows are taken as they lie.
-        return self._model.draft(batch, hidden[0] if len(hidden) == 1 else np.concatenate(hidden)), last
+            if pending := each.sequence.pending:
+                hidden, rows = np.stack(pending), range(len(pending))
+                self._append([(each.sequence, each.start - len(pending), rows)], hidden)
+                pending.clear()
+        spans = []
+        for each in computed:
+            if rows := range(each.offset, each.offset + each.rows - (each in drafting)):
+                spans.append((each.sequence, each.start, rows))
+        if spans:
+            self._append(spans, output.hidden_tensor)
+
+    def _append(self, spans: Rows[tuple[Sequence, int, range]], hidden: Any) -> None:
+        """Have the layer follow spans: a sequence, its first position, and the rows of `hidden` from there on."""
+        lengths = [len(rows) for _, _, rows in spans]
+        tokens = [sequence.tokens[start + 1 : start + 1 + len(rows)] for sequence, start, rows in spans]
+        positions = [np.arange(start, start + len(rows), dtype=np.int32) for _, start, rows in spans]
+        self._model.follow(
+            DraftBatch(
+                tokens=np.concatenate([np.array(each, np.int32) for each in tokens]),
+                hidden=hidden,
+                sources=np.concatenate([np.array(rows, np.int32) for _, _, rows in spans]),
+                positions=np.concatenate(positions),
+                sequences=np.repeat(np.arange(len(spans), dtype=np.int32), lengths),
+                page_table=page_table([sequence for sequence, _, _ in spans]),
+            )
+        )
+
+    def _predict(self, sequences: Rows[Sequence], hidden: Any, sources: Rows[int], place: int) -> StepOutput:
+        """Draft one more token for each, after `place` drafts: from the hidden state at its source."""
+        output = self._model.draft(
+            DraftBatch(
+                tokens=np.array([(sequence.drafts or sequence.tokens)[-1] for sequence in sequences], np.int32),
+                hidden=hidden,
+                sources=np.array(sources, np.int32),
+                positions=np.array([len(sequence.tokens) - 2 + place for sequence in sequences], np.int32),
+                sequences=np.arange(len(sequences), dtype=np.int32),
+                page_table=page_table(sequences),
+            )
+        )
+        draws = [
+            Draw(row, sequence.params, sequence.history, sequence.seed, len(sequence.tokens) + place)
+            for row, sequence in enumerate(sequences)
+        ]
+        for sequence, token in zip(sequences, self._model.sample(output, draws), strict=True):
+            sequence.drafts.append(token)
+        return output
 
     def _limit(self, sequence: Sequence, drafts: int) -> int:
         """Drafts that can all become tokens, with one more behind them, and have pages."""
@@ -103,32 +132,6 @@ class Drafter:
         if most is not None:
             limit = min(limit, most - sequence.generated - 1)
         return min(limit, self._scheduler.reserve(sequence, length + limit) - length) if limit > 0 else 0
-
-    def _choose(self, sequences: list[Sequence], proposed: StepOutput, place: int) -> None:
-        draws = [
-            Draw(row, sequence.params, sequence.history, sequence.seed, len(sequence.tokens) + place)
-            for row, sequence in enumerate(sequences)
-        ]
-        for sequence, token in zip(sequences, self._model.sample(proposed, draws), strict=True):
-            sequence.drafts.append(token)
-
-    def _feed_back(self, sequences: list[Sequence], hidden: np.ndarray, place: int) -> StepOutput:
-        tokens = np.array([sequence.drafts[-1] for sequence in sequences], np.int32)
-        positions = np.array([len(sequence.tokens) - 2 + place for sequence in sequences], np.int32)
-        ones = [1] * len(sequences)
-        return self._model.draft(_batch(sequences, tokens, positions, ones, range(len(sequences))), hidden)
-
-
-def _batch(
-    sequences: Rows[Sequence], tokens: np.ndarray, positions: np.ndarray, lengths: Rows[int], wanted: Rows[int]
-) -> Batch:
-    return Batch(
-        tokens=tokens,
-        positions=positions,
-        sequences=np.repeat(np.arange(len(sequences), dtype=np.int32), lengths),
-        page_table=page_table(sequences),
-        wanted=np.array(wanted, np.int32),
-    )
 
 
 def page_table(sequences: Rows[Sequence]) -> np.ndarray:

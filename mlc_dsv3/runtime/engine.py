@@ -233,7 +233,7 @@ class Engine:
         drafts = min(drafts, self._scheduler.rows_for_drafts(sequences) // sequences) if sequences else 0
         # A prompt is read by the layer in any case: drafting may begin to pay later.
         skipped = [each for each in computed if not drafts and each.sequence.generated]
-        self._drafter.remember(skipped, output)
+        self._drafter.postpone(skipped, output)
         self._drafter.draft([each for each in computed if each not in skipped], output, drafts)
         return drafts
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.batch import Batch, DraftBatch, StepOutput
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.virtual_machine import configure_threads, thread_count, usable_cores
@@ -78,14 +78,19 @@ class CompiledModel:
 
     def step(self, batch: Batch) -> StepOutput:
         """Append the batch's rows to the cache and run them."""
-        return self._run("prefill" if batch.expanded else "step", (batch.tokens, "int32"), batch=batch)
+        assert len(batch.wanted) > 0
+        where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
+        logits, hidden = self._run("prefill" if batch.expanded else "step", batch.tokens, *where)
+        return StepOutput(logits, hidden, self._memory.read)
 
-    def draft(self, batch: Batch, hidden: np.ndarray) -> StepOutput:
-        """Run the MTP layer: `batch.tokens` are the next tokens, `hidden` float32 (rows, hidden_size) the states that
-        they follow. UserError where the model has no MTP layer."""
-        if "draft" not in self._functions:
-            raise UserError("this model has no multi-token prediction layer")
-        return self._run("draft", (batch.tokens, "int32"), (hidden, "float32"), batch=batch)
+    def draft(self, batch: DraftBatch) -> StepOutput:
+        """Run the MTP layer: logits of the tokens after next, for every row. The model must have such a layer."""
+        logits, hidden = self._run("draft", batch.tokens, *self._layer_inputs(batch))
+        return StepOutput(logits, hidden, self._memory.read)
+
+    def follow(self, batch: DraftBatch) -> None:
+        """Append what `draft` would to the MTP layer's cache, and predict nothing: most of the layer is not read."""
+        self._run("follow", batch.tokens, *self._layer_inputs(batch))
 
     def sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
         """The token of each draw from a step's output, once the step has run; no row has two draws.
@@ -103,14 +108,20 @@ class CompiledModel:
             self._memory.wait()
         return [tokens[draw.row] if draw.row in tokens else draw.from_logits(output.logits) for draw in draws]
 
-    def _run(self, function: str, *first: tuple[np.ndarray, str], batch: Batch) -> StepOutput:
+    def _layer_inputs(self, batch: DraftBatch) -> list[Any]:
+        hidden = batch.hidden
+        if isinstance(hidden, np.ndarray):
+            hidden = self._memory.pass_in(hidden, "float32")
+        return [hidden, batch.sources, batch.positions, batch.sequences, batch.page_table]
+
+    def _run(self, function: str, tokens: np.ndarray, *inputs: Any) -> Any:
+        """Call a function; arrays of inputs are int32, and what is none lies on the device already."""
         assert self._caches is not None, "allocate_cache comes before the first step"
-        assert 0 < len(batch.tokens) <= self.metadata.max_rows
-        assert len(batch.wanted) > 0
-        where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
-        inputs = [self._memory.pass_in(*each) for each in (*first, *((array, "int32") for array in where))]
-        logits, hidden = self._functions[function](*inputs, self._caches, self._parameters)
-        return StepOutput(logits, hidden, self._memory.read)
+        assert 0 < len(tokens) <= self.metadata.max_rows
+        passed = [
+            self._memory.pass_in(each, "int32") if isinstance(each, np.ndarray) else each for each in (tokens, *inputs)
+        ]
+        return self._functions[function](*passed, self._caches, self._parameters)
 
 
 def set_threads(threads: int | None) -> int:

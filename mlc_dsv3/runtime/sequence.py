@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections import deque
 from collections.abc import Sequence as Tokens
 from typing import Protocol
 
@@ -13,9 +12,6 @@ import numpy as np
 from mlc_dsv3.runtime.sampler import TokenHistory
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.stopping import StopFilter
-
-# Hidden states that a sequence keeps for an MTP layer which is not run at every step.
-MOST_PENDING = 64
 
 
 class TextStream(Protocol):
@@ -31,8 +27,8 @@ class TextStream(Protocol):
 class Sequence:
     """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`.
 
-    `drafts` are guesses at the next tokens, which the next step verifies. `pending` are the latest hidden states that
-    the MTP layer has not seen, float32 (hidden_size,).
+    `drafts` are guesses at the next tokens, which the next step verifies. `pending` are the latest hidden states, which
+    the MTP layer has not seen yet, float32 (hidden_size,).
     """
 
     def __init__(
@@ -50,7 +46,7 @@ class Sequence:
         self.computed = 0
         self.pages = array("i")
         self.drafts = array("i")
-        self.pending: deque[np.ndarray] = deque(maxlen=MOST_PENDING)
+        self.pending: list[np.ndarray] = []
         self.reused = 0  # tokens that the cache spared at the first admission
         self.admitted = False
         self.seed = secrets.randbits(64) if params.seed is None else params.seed

@@ -15,8 +15,10 @@ MOST_DRAFTS = 4
 _TRIAL = 4
 _ENOUGH = 3
 # Steps between trials of another number: the longer nothing changes, the rarer.
-_FIRST_PAUSE, _LONGEST_PAUSE = 64, 512
+_FIRST_PAUSE, _LONGEST_PAUSE = 32, 512
 _CLEARLY = 1.01  # a gain below is noise
+# Drafts that are right before any was made, and how many times that counts.
+_FIRST_SHARE, _GUESS = 0.7, 8.0
 _REMEMBERED = 5  # times of a number of drafts: hardly more than those of its latest trial
 
 
@@ -103,9 +105,11 @@ class Auto:
 
     def expected_tokens(self) -> list[float]:
         """Of a step, by the number of drafts: one, and each draft that is right along with all before it."""
-        tokens, chance = [1.0], 1.0
-        for share in self._acceptance:
-            chance *= share.value
+        tokens, chance, share = [1.0], 1.0, _FIRST_SHARE
+        for acceptance in self._acceptance:
+            # A later draft, where little is known of it, is right as often as the one before.
+            share = acceptance.value(share)
+            chance *= share
             tokens.append(tokens[-1] + chance)
         return tokens
 
@@ -118,11 +122,11 @@ class _Share:
     """How often something was so, the last hundred times counting most."""
 
     def __init__(self) -> None:
-        self._right, self._weight = 2.8, 4.0  # a guess that soon counts little
+        self._right, self._weight = 0.0, 0.0
 
-    @property
-    def value(self) -> float:
-        return self._right / self._weight
+    def value(self, guess: float) -> float:
+        """The share, for which `guess` counts as much as a few times."""
+        return (self._right + _GUESS * guess) / (self._weight + _GUESS)
 
     def add(self, right: bool) -> None:
         kept = 0.99

@@ -57,7 +57,7 @@ def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases
     counts: Counter[tuple[str, str]] = Counter()
     calls: dict[str, KernelCall] = {}
 
-    regimes = {"step": ["decode"], "draft": ["decode"], "prefill": ["prefill"]}
+    regimes = {"step": ["decode"], "draft": ["decode"], "follow": ["decode"], "prefill": ["prefill"]}
     if not options.prefill_block:
         regimes["step"].append("prefill")
 
@@ -89,6 +89,7 @@ def _sizes(config: ModelConfig, options: BuildOptions) -> dict[str, dict[str, in
         found[regime] = {
             "rows": rows,
             "wanted": 1,
+            "states": rows,
             "sequences": 1,
             "longest": pages,
             "pages": pages,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_shape import tiny
 
-from mlc_dsv3.bench.counting import draft_bytes, step_bytes
+from mlc_dsv3.bench.counting import draft_bytes, follow_bytes, step_bytes
 from mlc_dsv3.cli.main import main
 from relax_model.config import parse_config
 from relax_model.layout import layout_of
@@ -62,6 +62,10 @@ def test_drafts_read_the_layer_the_head_and_a_row_of_the_embedding() -> None:
     row = sizes["model.embed_tokens"] // config.vocab_size
     assert draft_bytes(config, "q0f32") == layer + sizes["lm_head"] + row
     assert draft_bytes(config, "q0f32", rows=3) == layer + sizes["lm_head"] + 3 * row
+    norms = ("enorm.weight", "hnorm.weight", "input_layernorm.weight", "self_attn.kv_a_layernorm.weight")
+    products = ("eh_proj", "self_attn.kv_a_proj_with_mqa")
+    appending = sum(sizes[f"model.layers.2.{name}"] for name in (*norms, *products))
+    assert follow_bytes(config, "q0f32", rows=3) == appending + 3 * row
     without = parse_config(tiny())
     assert draft_bytes(without, "q0f32") < step_bytes(without, "q0f32", 0, depth=0)
 

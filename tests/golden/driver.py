@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlc_dsv3.runtime.batch import Batch
+from mlc_dsv3.runtime.batch import Batch, DraftBatch
 from mlc_dsv3.runtime.forms import AttentionForms
 
 if TYPE_CHECKING:
@@ -69,11 +69,15 @@ class Driver:
             start = stop
         return self.run([tokens], schedule, expanded=expanded)[0], sum(expanded)
 
-    def draft(self, next_tokens: np.ndarray, hidden: np.ndarray, chunk: int | None = None) -> Result:
-        """The MTP layer over one sequence: row i takes hidden[i] and the token after it."""
+    def draft(
+        self, next_tokens: np.ndarray, hidden: np.ndarray, chunk: int | None = None, *, follow: int = 0
+    ) -> Result:
+        """The MTP layer over one sequence: row i takes hidden[i] and the token after it. The first `follow` rows are
+        not predicted from, and have no results."""
         chunk = min(chunk or len(next_tokens), self.model.metadata.max_rows)
-        schedule = [[(0, start, stop)] for start, stop in spans(len(next_tokens), chunk)]
-        return self._run([next_tokens], schedule, [hidden], 0, None, ())[0]
+        schedule = [[(0, start, min(start + chunk, follow))] for start in range(0, follow, chunk)]
+        schedule += [[(0, start, stop)] for start, stop in spans(len(next_tokens), chunk, follow)]
+        return self._run([next_tokens], schedule, [hidden], 0, None, (), follow)[0]
 
     def _run(
         self,
@@ -83,6 +87,7 @@ class Driver:
         pages: int,
         order: int | None,
         expanded: Sequence[bool],
+        follow: int = 0,
     ) -> list[Result]:
         table = self._page_table([len(tokens) for tokens in sequences], pages)
         config = self.model.config
@@ -108,8 +113,11 @@ class Driver:
             )
             if hidden is None:
                 output = self.model.step(batch)
+            elif rows[0][1] < follow:
+                self.model.follow(_draft_batch(batch, hidden, rows))
+                continue
             else:
-                output = self.model.draft(batch, np.array([hidden[sequence][position] for sequence, position in rows]))
+                output = self.model.draft(_draft_batch(batch, hidden, rows))
             for index, (sequence, position) in enumerate(rows):
                 results[sequence].logits[position] = output.logits[index]
                 results[sequence].hidden[position] = output.hidden[index]
@@ -126,9 +134,20 @@ class Driver:
         return table
 
 
-def spans(length: int, chunk: int) -> list[tuple[int, int]]:
-    """[start, stop) pairs that cut `length` into chunks."""
-    return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
+def _draft_batch(batch: Batch, hidden: Sequence[np.ndarray], rows: Sequence[tuple[int, int]]) -> DraftBatch:
+    return DraftBatch(
+        tokens=batch.tokens,
+        hidden=np.array([hidden[sequence][position] for sequence, position in rows]),
+        sources=np.arange(len(rows), dtype=np.int32),
+        positions=batch.positions,
+        sequences=batch.sequences,
+        page_table=batch.page_table,
+    )
+
+
+def spans(length: int, chunk: int, first: int = 0) -> list[tuple[int, int]]:
+    """[start, stop) pairs that cut [`first`, `length`) into chunks."""
+    return [(start, min(start + chunk, length)) for start in range(first, length, chunk)]
 
 
 def mixed_schedule(lengths: Sequence[int], chunks: Sequence[int]) -> list[list[Span]]:

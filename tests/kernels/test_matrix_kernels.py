@@ -224,9 +224,10 @@ def test_the_drafts_input_is_both_norms_side_by_side() -> None:
     random = np.random.default_rng(5)
     embedding, hidden = random.standard_normal((2, 3, 20), np.float32)
     enorm, hnorm = random.random((2, 20), np.float32)
-    found = run("mtp_input", (20, 1e-6), [embedding, hidden, enorm, hnorm], ((3, 40), "float32"))[0]
+    sources = np.array([2, 0, 2], np.int32)
+    found = run("mtp_input", (20, 1e-6), [embedding, hidden, sources, enorm, hnorm], ((3, 40), "float32"))[0]
     halves = [
         x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + 1e-6) * weight
-        for x, weight in ((embedding, enorm), (hidden, hnorm))
+        for x, weight in ((embedding, enorm), (hidden[sources], hnorm))
     ]
     assert error(found, np.concatenate(halves, axis=1)) < TOLERANCE

@@ -33,6 +33,17 @@ def test_draft_logits(name: str, chunk: int | None, driver: Callable[..., Driver
     assert np.abs(logits - expected).max() <= TOLERANCE * expected.std()
 
 
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_rows_that_only_follow_leave_the_same_cache(
+    name: str, chunk: int | None, driver: Callable[..., Driver]
+) -> None:
+    chosen = driver(name)
+    tokens, hidden = inputs(name, chosen)
+    expected = chosen.draft(tokens, hidden).logits
+    follow = len(tokens) - 3
+    assert np.array_equal(chosen.draft(tokens, hidden, chunk, follow=follow).logits[follow:], expected[follow:])
+
+
 def test_further_drafts_feed_the_layers_own_output_back(name: str, driver: Callable[..., Driver]) -> None:
     golden = checkpoints.golden(name)
     next_tokens, hidden = inputs(name, driver(name))

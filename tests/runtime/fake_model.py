@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.batch import Batch, DraftBatch, StepOutput
 from mlc_dsv3.runtime.capacity import available_memory
 from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.sampler import Draw
@@ -30,7 +30,7 @@ class FakeMetadata:
     page_size: int = PAGE
     max_rows: int = 16
     exact_rows: int = 16
-    functions: tuple[str, ...] = ("step", "prefill", "draft")
+    functions: tuple[str, ...] = ("step", "prefill", "draft", "follow")
     context_window: int = 96
     prefill_block: int = BLOCK
 
@@ -42,7 +42,7 @@ class FakeModel:
         self.metadata = metadata or FakeMetadata()
         self.config = SimpleNamespace(vocab_size=vocab_size)
         self.steps: list[Batch] = []
-        self.drafts: list[Batch] = []
+        self.drafts: list[DraftBatch] = []
         self.cache = self.next_tokens = np.empty(0)
 
     def allocate_cache(self, num_pages: int) -> None:
@@ -67,32 +67,35 @@ class FakeModel:
         assert len(batch.positions) == rows
         return StepOutput(logits, np.stack([batch.positions, batch.tokens], axis=1).astype(np.float32))
 
-    def draft(self, batch: Batch, hidden: np.ndarray) -> StepOutput:
+    def draft(self, batch: DraftBatch) -> StepOutput:
         """The MTP layer, which sees the tokens after its rows' own and is wrong a quarter of the time.
 
         Its hidden states say, as the main model's do, which token stands where.
         """
-        assert not batch.expanded and 1 <= len(batch.tokens) <= self.metadata.max_rows
-        self._check(batch)
-        self.drafts.append(batch)
-        assert hidden.shape == (len(batch.tokens), 2) and hidden.dtype == np.float32
-        assert np.array_equal(hidden[:, 0], batch.positions), "a hidden state of another position"
-        size = self.metadata.page_size
-        pages = batch.page_table[batch.sequences, batch.positions // size]
-        self.next_tokens[pages, batch.positions % size] = batch.tokens
+        self.follow(batch)
         logits = []
-        for row in batch.wanted:
-            history = self._history(batch, row)
-            position = batch.positions[row]
-            page = batch.page_table[batch.sequences[row], position // size]
-            # The main model's, or one that was drafted; the latter is not where an earlier request's pages end.
-            known = {self.cache[page, position % size, 0], history[position, 0]}
-            assert hidden[row, 1] in known, "a hidden state of another token"
-            guess = self._logits(history)
+        for row in range(len(batch.tokens)):
+            guess = self._logits(history := self._history(batch, row))
             logits.append(np.roll(guess, 1) if zlib.crc32(history.tobytes()) % 4 == 0 else guess)
         return StepOutput(np.stack(logits), np.stack([batch.positions + 1, batch.tokens], axis=1).astype(np.float32))
 
-    def _history(self, batch: Batch, row: int) -> np.ndarray:
+    def follow(self, batch: DraftBatch) -> None:
+        """Only store the tokens after."""
+        assert 1 <= len(batch.tokens) <= self.metadata.max_rows
+        _check_places(batch)
+        assert batch.sources.dtype == np.int32
+        self.drafts.append(batch)
+        hidden, size = batch.hidden[batch.sources], self.metadata.page_size
+        assert hidden.shape == (len(batch.tokens), 2) and hidden.dtype == np.float32
+        assert np.array_equal(hidden[:, 0], batch.positions), "a hidden state of another position"
+        pages = batch.page_table[batch.sequences, batch.positions // size]
+        self.next_tokens[pages, batch.positions % size] = batch.tokens
+        for row, position in enumerate(batch.positions):
+            # The main model's, or one that was drafted; the latter is not where an earlier request's pages end.
+            known = {self.cache[pages[row], position % size, 0], self._history(batch, row)[position, 0]}
+            assert hidden[row, 1] in known, "a hidden state of another token"
+
+    def _history(self, batch: DraftBatch, row: int) -> np.ndarray:
         """What the main model would read after the row's next token: tokens and forms."""
         positions = np.arange(batch.positions[row] + 1)
         pages, places = batch.page_table[batch.sequences[row], positions // PAGE], positions % PAGE
@@ -116,11 +119,8 @@ class FakeModel:
         return self._logits(np.stack([np.array(tokens), np.array(forms)], axis=1).astype(np.int32))
 
     def _check(self, batch: Batch) -> None:
-        for array in (batch.tokens, batch.positions, batch.sequences, batch.page_table, batch.wanted):
-            assert array.dtype == np.int32
-        assert len(batch.wanted) >= 1
-        places = list(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True))
-        assert len(set(places)) == len(places)
+        _check_places(batch)
+        assert batch.wanted.dtype == np.int32 and len(batch.wanted) >= 1
         if batch.expanded:
             block = self.metadata.prefill_block
             assert batch.positions[0] % block == 0
@@ -139,6 +139,13 @@ class FakeModel:
     def _logits(self, history: np.ndarray) -> np.ndarray:
         seed = zlib.crc32(np.ascontiguousarray(history).tobytes())
         return np.random.default_rng(seed).normal(0, 2, self.config.vocab_size).astype(np.float32)
+
+
+def _check_places(batch: Batch | DraftBatch) -> None:
+    for array in (batch.tokens, batch.positions, batch.sequences, batch.page_table):
+        assert array.dtype == np.int32
+    places = list(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True))
+    assert len(set(places)) == len(places)
 
 
 class FakeStream:

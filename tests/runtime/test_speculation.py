@@ -76,9 +76,9 @@ def test_a_stop_string_ends_inside_a_draft() -> None:
         def _logits(self, history: np.ndarray) -> np.ndarray:
             return np.eye(256, dtype=np.float32)[(history[-1, 0] + 1) % 256]
 
-        def draft(self, batch, hidden):
-            output = super().draft(batch, hidden)
-            output.logits_tensor = np.stack([self._logits(batch.tokens[row : row + 1, None]) for row in batch.wanted])
+        def draft(self, batch):
+            output = super().draft(batch)
+            output.logits_tensor = np.stack([self._logits(token) for token in batch.tokens[:, None, None]])
             return output
 
     params = SamplingParams(temperature=0, max_tokens=40, stop=["gh"])

@@ -141,8 +141,9 @@ def test_norms() -> None:
         x, other, w, v = normal(rows, width), normal(rows, width), normal(width), normal(width)
         (found,) = run_gpu("rms_norm", (width, 1e-6, layout_of("q0f32"), True), [x, w], (x.shape, "float32"))
         assert error(found, normalised(x, w)) < TOLERANCE
-        (found,) = run_gpu("mtp_input", (width, 1e-6), [x, other, w, v], ((rows, 2 * width), "float32"))
-        assert error(found, np.concatenate([normalised(x, w), normalised(other, v)], axis=1)) < TOLERANCE
+        sources = RANDOM.integers(0, rows, rows).astype(np.int32)
+        (found,) = run_gpu("mtp_input", (width, 1e-6), [x, other, sources, w, v], ((rows, 2 * width), "float32"))
+        assert error(found, np.concatenate([normalised(x, w), normalised(other, v)[sources]], axis=1)) < TOLERANCE
 
 
 def test_rope_table() -> None:

@@ -101,6 +101,9 @@ def test_draft_logits(name: str, on_gpu: Callable[..., Driver]) -> None:
     next_tokens = np.append(prompt[1:], golden["greedy"][0])
     logits = chosen.draft(next_tokens, chosen.prefill(prompt).hidden).logits
     assert error(logits, golden["draft_logits"]) <= TOLERANCE
+    follow = len(prompt) - 3
+    logits = chosen.draft(next_tokens, chosen.prefill(prompt).hidden, follow=follow).logits
+    assert error(logits[follow:], golden["draft_logits"][follow:]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("quantization", ["q0bf16", "q4f16_1", "q8f16_1"])

@@ -91,9 +91,10 @@ def rms_norm(width: int, eps: float, layout: Layout, keep: bool = True, *, tile:
 
 @kernel("mtp_input", "cpu")
 def mtp_input(width: int, eps: float, *, tile: CpuTile) -> PrimFunc:
-    """[enorm(embedding), hnorm(hidden)]: what eh_proj takes (DeepSeek-V3 report, equation 21).
+    """[enorm(embedding), hnorm(hidden[sources])]: what eh_proj takes (DeepSeek-V3 report, equation 21).
 
-    embedding, hidden float32 (rows, width), their two weights float32 (width,) → float32 (rows, 2·width).
+    embedding float32 (rows, width), hidden float32 (states, width), sources int32 (rows,), two weights float32 (width,)
+    → float32 (rows, 2·width).
     """
     normalize = normalizer(width, eps, tile.lanes)
 
@@ -101,18 +102,20 @@ def mtp_input(width: int, eps: float, *, tile: CpuTile) -> PrimFunc:
     def mtp_input_cpu(
         embedding: T.handle,
         hidden: T.handle,
+        sources: T.handle,
         enorm: T.Buffer((width,), "float32"),
         hnorm: T.Buffer((width,), "float32"),
         y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True})
-        m = T.int64()
+        m, states = T.int64(), T.int64()
         E = T.match_buffer(embedding, (m, width), "float32")
-        H = T.match_buffer(hidden, (m, width), "float32")
+        H = T.match_buffer(hidden, (states, width), "float32")
+        Sources = T.match_buffer(sources, (m,), "int32")
         Y = T.match_buffer(y, (m, 2 * width), "float32")
         with T.sblock("root"):
             for i in T.parallel(m):
                 normalize(lambda k: E[i, k], Y, lambda k: (i, k), enorm)
-                normalize(lambda k: H[i, k], Y, lambda k: (i, width + k), hnorm)
+                normalize(lambda k: H[Sources[i], k], Y, lambda k: (i, width + k), hnorm)
 
     return mtp_input_cpu
