@@ -9,19 +9,22 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.reply import ChatModel, Message, Prompt, Reply, Usage, stream_reply
 from mlc_dsv3.errors import USER_ERRORS
 
+if TYPE_CHECKING:
+    from mlc_dsv3.experts.load import ExpertLoad
+
 # Returns the next message, None at the end of input; raises KeyboardInterrupt for Ctrl-C on it.
 ReadMessage = Callable[[], str | None]
 
 HELP = """\
 /help         this list
-/stats        speed, tokens reused and memory, of the last answer and of the session
+/stats        speed, tokens reused, memory, and how evenly the last 512 tokens load the experts
 /reset        forget the conversation; the system prompt stays
 /system TEXT  set the system prompt (without TEXT: remove it) and start over
 /exit         leave, as Ctrl-D does
@@ -44,8 +47,10 @@ class Session:
         raw: bool = False,
         out: TextIO | None = None,
         notes: TextIO | None = None,
+        expert_load: Callable[[Prompt], tuple[int, ExpertLoad] | None] | None = None,
     ) -> None:
-        """`raw` sends each message by itself and as it is, without a chat template."""
+        """`raw` sends each message by itself and as it is, without a chat template. `expert_load` tells of how many
+        tokens at a prompt's end, and how they load the experts, if there are any."""
         self._model = model
         self._read = read
         self._params = params
@@ -55,6 +60,8 @@ class Session:
         self._notes = notes or sys.stderr
         self._turns: list[Message] = []
         self._last: Usage | None = None
+        self._expert_load = expert_load
+        self._read_last: Prompt | None = None  # what the model has read and said last
         self._start = Usage.of(model.stats)
 
     @property
@@ -99,8 +106,11 @@ class Session:
             self._note("(stopped)")
         elif reply.finish_reason == "length":
             self._note("(cut off by max_tokens or the context window)")
-        if reply.text and not self._raw:
+        if self._raw:
+            self._read_last = question["content"] + reply.text
+        elif reply.text:
             self._turns += [question, {"role": "assistant", "content": reply.text}]
+            self._read_last = self.messages
 
     def _command(self, line: str) -> bool:
         """Obey one /command; False ends the session."""
@@ -109,18 +119,23 @@ class Session:
             self._note(HELP)
         elif name == "/stats":
             self._note(self._stats())
+            self._note_experts()
         elif name == "/reset":
-            self._turns.clear()
+            self._start_over()
             self._note("the conversation starts over")
         elif name == "/system":
             self._system = argument.strip() or None
-            self._turns.clear()
+            self._start_over()
             self._note(f"system prompt {'set' if self._system else 'removed'}; the conversation starts over")
         elif name == "/exit":
             return False
         else:
             self._note(f"unknown command {name}; /help lists them")
         return True
+
+    def _start_over(self) -> None:
+        self._turns.clear()
+        self._read_last = None
 
     def _stats(self) -> str:
         lines = [] if self._last is None else [f"last answer  {_describe(self._last)}"]
@@ -129,6 +144,13 @@ class Session:
         if any(session.drafted):
             lines.append(f"drafts       {_describe_drafts(session)}")
         return "\n".join([*lines, f"memory       {memory_summary()}"])
+
+    def _note_experts(self) -> None:
+        if self._expert_load is None or self._read_last is None:
+            return
+        found = self._expert_load(self._read_last)
+        if found is not None:
+            self._note(f"experts      {_describe_load(*found)}")
 
     def _note(self, text: str) -> None:
         print(text, file=self._notes, flush=True)
@@ -139,6 +161,15 @@ def _describe(usage: Usage) -> str:
         f"prefill {usage.prefill_tokens} tokens{_speed(usage.prefill_tokens_per_second)}, "
         f"decode {usage.decode_tokens} tokens{_speed(usage.decode_tokens_per_second)}, "
         f"{usage.reused_tokens} tokens reused"
+    )
+
+
+def _describe_load(tokens: int, load: ExpertLoad) -> str:
+    shares = ", ".join(f"{share:.0%}" for share in load.violation)
+    idle, all_ = int((load.counts == 0).sum()), load.counts.size
+    return (
+        f"busiest of layers {load.layers[0]} to {load.layers[-1]} above the mean by {shares}; "
+        f"{idle} of {all_} idle, on the last {tokens} tokens"
     )
 
 

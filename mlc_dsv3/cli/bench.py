@@ -218,8 +218,6 @@ def _check_experts(parsed: argparse.Namespace) -> None:
     for option in ("versus", "quality", "profile", "speculative"):
         if getattr(parsed, option):
             raise UserError(f"--experts looks at routers alone; leave --{option} out")
-    if parsed.device not in ("auto", "cpu"):
-        raise UserError("--experts is for the device cpu")
 
 
 def _experts(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,16 @@ def run(parsed: argparse.Namespace) -> None:
     else:
         from mlc_dsv3.chat.session import Session
         from mlc_dsv3.chat.terminal import message_reader
+        from mlc_dsv3.experts.load import recent_load
 
-        session = Session(model, message_reader(), params=params, system=parsed.system, raw=parsed.raw)
+        session = Session(
+            model,
+            message_reader(),
+            params=params,
+            system=parsed.system,
+            raw=parsed.raw,
+            expert_load=partial(recent_load, model),
+        )
         session.run(*_header(parsed, about))
 
 

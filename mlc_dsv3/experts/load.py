@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc_dsv3.experts.reading import Read
+from mlc_dsv3.experts.reading import STRETCH, Read, moe_layers
 from mlc_dsv3.experts.routing import chosen_experts
+from mlc_dsv3.experts.watch import RouterWatch
 from relax_model.config import RouterConfig
+
+if TYPE_CHECKING:
+    from mlc_dsv3.runtime.llm import LLM
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,18 @@ def count_load(
             chosen = ids if with_bias else chosen_experts(router, logits, None)
             counts[place] += np.bincount(chosen.ravel(), minlength=router.n_routed_experts)
     return ExpertLoad(tuple(layers), counts)
+
+
+def recent_load(model: LLM, prompt: str | Sequence[dict[str, Any]]) -> tuple[int, ExpertLoad] | None:
+    """How many tokens, at most `STRETCH`, the end of a prompt or a conversation has, and how they load the experts.
+    None for a model without experts."""
+    config = model.artifact.model_config
+    if config.router is None:
+        return None
+    watch = RouterWatch(config.router)
+    count = model.read(prompt, watch.on, last=STRETCH)
+    layers = moe_layers(config)
+    routed = watch.take()
+    # A step is a layer after the other, and there may be several.
+    steps = [Read(routed[at : at + len(layers)], None) for at in range(0, len(routed), len(layers))]
+    return count, count_load(config.router, layers, steps)

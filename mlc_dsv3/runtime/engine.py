@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from mlc_dsv3.runtime.sequence import Sequence, TextStream
 from mlc_dsv3.runtime.speculation import MOST_DRAFTS, Speculation
 
 if TYPE_CHECKING:  # the engine itself needs no tvm
+    from mlc_dsv3.runtime.library import Library
     from mlc_dsv3.runtime.model import CompiledModel
 
 
@@ -144,20 +146,32 @@ class Engine:
         self._check_tokens(tokens, "token_ids")
         if len(tokens) > self.context_window:
             raise UserError(f"token_ids has {len(tokens)} tokens; the context window is {self.context_window}")
+        rows = np.empty((len(tokens), self._model.config.vocab_size), np.float32)
+        for start, stop, output in self._read(tokens, every_row=True):
+            rows[start:stop] = output.logits
+        return rows
+
+    def read(self, tokens: Tokens[int], watching: Callable[[Library], AbstractContextManager[None]]) -> None:
+        """Run `tokens` as a prompt, for what `watching(library)` sees meanwhile. Requests wait."""
+        with watching(self._model.library):
+            for _ in self._read(tokens, every_row=False):
+                pass
+
+    def _read(self, tokens: Tokens[int], *, every_row: bool) -> Iterator[tuple[int, int, StepOutput]]:
+        """The steps of a prompt: first position, one past the last, and the output, with logits of every row or of the
+        last."""
         sequence = Sequence(-1, tokens, SamplingParams())
         pages = self._scheduler.borrow(-(-len(tokens) // self._page_size))
         try:
             sequence.pages.extend(pages)
-            rows = np.empty((len(tokens), self._model.config.vocab_size), np.float32)
             start = 0
             while start < len(tokens):
                 stop, expanded = self._forms.next_chunk(start, len(tokens), len(tokens), self._max_rows)
-                batch = _batch((Work(sequence, start, stop),), np.arange(stop - start), expanded)
-                rows[start:stop] = self._model.step(batch).logits
+                wanted = np.arange(0 if every_row else stop - start - 1, stop - start)
+                yield start, stop, self._model.step(_batch((Work(sequence, start, stop),), wanted, expanded))
                 start = stop
         finally:
             self._scheduler.pool.release(pages)
-        return rows
 
     def clear_cache(self) -> None:
         """Forget the prefixes of finished requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mlc_dsv3.runtime.speculation import speculation
 
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.detokenizer import Detokenizer
+    from mlc_dsv3.runtime.library import Library
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
 Message = dict[str, Any]
@@ -135,8 +137,7 @@ class LLM:
         The prompt is checked at once and submitted at the first read. Several streams may be read in turns: reading one
         moves all of them.
         """
-        is_conversation = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
-        tokens = self._chat_ids(prompt) if is_conversation else self._prompt_ids(prompt)
+        tokens = self._prompt_tokens(prompt)
         params = self.default_params if params is None else params
         self._open_engine().check(tokens, params)
         return self._stream(tokens, params)
@@ -145,6 +146,21 @@ class LLM:
         """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
         with self._lock, deferred_interrupts():
             return self._open_engine().logits(token_ids)
+
+    def read(
+        self,
+        prompt: Prompt | Conversation,
+        watching: Callable[[Library], AbstractContextManager[None]],
+        *,
+        last: int | None = None,
+    ) -> int:
+        """Read a prompt or a conversation, or its `last` tokens, while `watching(library)` watches the model; returns
+        how many tokens that were."""
+        tokens = self._prompt_tokens(prompt)
+        tokens = tokens[-min(last or len(tokens), self.context_window) :]
+        with self._lock, deferred_interrupts():
+            self._open_engine().read(tokens, watching)
+        return len(tokens)
 
     def close(self) -> None:
         """Let go of the model and its cache; the object cannot be used afterwards."""
@@ -219,6 +235,10 @@ class LLM:
         if self._engine is None:
             raise UserError("this LLM is closed")
         return self._engine
+
+    def _prompt_tokens(self, prompt: Prompt | Conversation) -> Sequence[int]:
+        is_conversation = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
+        return self._chat_ids(prompt) if is_conversation else self._prompt_ids(prompt)
 
     def _prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         if not len(prompt):

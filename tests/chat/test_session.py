@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scripted_model import ScriptedModel
 
@@ -17,6 +18,7 @@ from mlc_dsv3.chat.oneshot import answer_lines, answer_once
 from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
 from mlc_dsv3.chat.terminal import data_folder, line_reader
+from mlc_dsv3.experts.load import ExpertLoad
 
 
 def hold(text: str, **options: object) -> tuple[ScriptedModel, str, str]:
@@ -94,6 +96,28 @@ def test_stats_tell_what_became_of_drafts() -> None:
     session.run("header")
     told = "drafts       right 40% of 20, 25% of 8 by place, 1.50 tokens a step, 1.25 times as fast as without"
     assert told in notes.getvalue().splitlines()
+
+
+def test_stats_tell_how_the_conversation_loads_the_experts() -> None:
+    read: list[object] = []
+
+    def load(prompt: object) -> tuple[int, ExpertLoad]:
+        read.append(prompt)
+        return 12, ExpertLoad((1, 2), np.array([[6, 6, 6, 6], [0, 12, 6, 6]]))
+
+    notes = io.StringIO()
+    session = Session(
+        ScriptedModel(),
+        line_reader(io.StringIO("/stats\nhello\n/stats\n/reset\n/stats\n")),
+        out=io.StringIO(),
+        notes=notes,
+        expert_load=load,
+    )
+    session.run()
+    said = "experts      busiest of layers 1 to 2 above the mean by 0%, 100%; 1 of 8 idle, on the last 12 tokens"
+    assert notes.getvalue().count(said) == notes.getvalue().count("experts") == 1
+    conversation = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "You said: hello"}]
+    assert read == [conversation]
 
 
 def test_stats_before_the_first_answer_divide_by_nothing() -> None:

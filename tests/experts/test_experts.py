@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from golden.routing import ROUTERS, choose
 
+from mlc_dsv3 import LLM, SamplingParams
 from mlc_dsv3.cli.main import main
 from mlc_dsv3.demo.questions import held_out_questions
-from mlc_dsv3.experts.load import count_load
+from mlc_dsv3.experts.load import count_load, recent_load
 from mlc_dsv3.experts.reading import Reader
 from mlc_dsv3.experts.routing import chosen_experts
 from mlc_dsv3.runtime.model import CompiledModel
@@ -62,6 +63,31 @@ def test_the_routers_of_every_layer_are_watched(demo) -> None:
     load = count_load(config.router, reader.moe_layers, reads)
     assert load.counts.sum(axis=1).tolist() == [700 * config.router.num_experts_per_tok] * len(reader.moe_layers)
     assert np.allclose(load.violation, load.counts.max(axis=1) / load.counts.mean(axis=1) - 1)
+
+
+def test_the_last_tokens_of_a_conversation_are_read(demo) -> None:
+    conversation = [{"role": "user", "content": TEXT[:4000]}, {"role": "assistant", "content": "Good."}]
+    with LLM() as model:
+        before = model.chat([{"role": "user", "content": "What is 3 + 4?"}], SamplingParams(temperature=0))
+        tokens, load = recent_load(model, conversation)
+        whole = model.tokenizer.chat_prompt(conversation)
+        assert (tokens, load.layers) == (512, (1, 2, 3)) and len(whole) > 512
+        assert recent_load(model, "What is 3 + 4?")[0] == len(
+            model.tokenizer.encode("What is 3 + 4?", add_special_tokens=True)
+        )
+        after = model.chat([{"role": "user", "content": "What is 3 + 4?"}], SamplingParams(temperature=0))
+        assert after[0].text == before[0].text, "requests are not disturbed"
+    reader = Reader(CompiledModel.load(demo.artifact, demo.library))
+    expected = count_load(demo.artifact.model_config.router, reader.moe_layers, reader.read_all(whole[-512:]))
+    # The engine reads a whole block in attention's expanded form, which may change the choice where two are close.
+    assert load.counts.sum() == expected.counts.sum()
+    assert np.abs(load.counts - expected.counts).sum() < 0.05 * load.counts.sum()
+
+
+def test_a_model_without_experts_has_no_load(compiled) -> None:
+    made = compiled("youtu", "q4f16_1")
+    with LLM(made.artifact, model_lib=made.library) as model:
+        assert recent_load(model, [1, 2, 3]) is None
 
 
 def test_bench_tells_the_load_with_the_bias_and_without(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,4 +151,3 @@ def test_what_cannot_be_rebalanced_is_refused(
     assert "which is empty" in said("rebalance", "--text", "-", "-o", output)
     assert not output.exists()
     assert "leave --profile out" in said("bench", "--experts", text, "--profile")
-    assert "--experts is for the device cpu" in said("bench", "--experts", text, "--device", "vulkan")

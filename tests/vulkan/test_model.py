@@ -22,7 +22,9 @@ from mlc_dsv3 import LLM, SamplingParams
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.experts.reading import Reader
 from mlc_dsv3.runtime.memory import driver_of
+from mlc_dsv3.runtime.model import CompiledModel
 from mlc_dsv3.vulkan import native
 from mlc_dsv3.weights import Artifact
 from relax_model.config import parse_config
@@ -104,6 +106,19 @@ def test_draft_logits(name: str, on_gpu: Callable[..., Driver]) -> None:
     follow = len(prompt) - 3
     logits = chosen.draft(next_tokens, chosen.prefill(prompt).hidden, follow=follow).logits
     assert error(logits[follow:], golden["draft_logits"][follow:]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("rows", [3, 24])
+def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., Any]) -> None:
+    """Few rows, and many."""
+    tokens = checkpoints.prompt("deepseek_v3")[:rows]
+    made = (compiled("deepseek_v3", device=device) for device in ("cpu", DEVICE))
+    models = (CompiledModel.load(Artifact.open(each.artifact), each.library) for each in made)
+    cpus, gpus = (Reader(model).read(tokens).routed for model in models)
+    assert len(cpus) == len(gpus) > 0
+    for (logits, ids), (found, chosen) in zip(cpus, gpus, strict=True):
+        assert error(found, logits) <= TOLERANCE
+        assert np.array_equal(np.sort(chosen, axis=1), np.sort(ids, axis=1))
 
 
 @pytest.mark.parametrize("quantization", ["q0bf16", "q4f16_1", "q8f16_1"])
