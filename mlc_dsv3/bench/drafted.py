@@ -6,9 +6,10 @@ drafting reads the MTP layer and the head: the bound is tokens of a step over it
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from mlc_dsv3.bench.subject import Subject
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.engine import Engine, EngineStats
-from mlc_dsv3.runtime.model import CompiledModel
+from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.model import CompiledModel, set_threads
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
@@ -34,7 +36,9 @@ class DraftedSpeed:
     """Decoding with `drafts` (a number, or "auto") of `batch` sequences; speeds are medians over the rounds.
 
     `speed_up` is over plain decoding in the same round, with the least and the most; `bound` is what the counted bytes
-    allow (None for "auto", which changes its mind); `accepted` are the shares of right drafts by place.
+    allow (None for "auto", which changes its mind); `accepted` are the shares of right drafts by place. `host_share` is
+    the time outside of the library's functions (None on GPUs, which run beside the host), `faults_per_step` how often a
+    step touched memory that the process had to be given first.
     """
 
     kind: str
@@ -51,11 +55,16 @@ class DraftedSpeed:
     share_of_bound: float | None
     tokens_per_step: float
     accepted: list[float]
+    host_share: float | None
+    faults_per_step: float
 
 
 @dataclass(frozen=True)
 class _Round:
     seconds: float
+    library_seconds: float | None  # within the library's functions, where they return when they are through
+    faults: int
+    engine_steps: int
     tokens: int
     steps: int
     drafted: list[int]
@@ -66,7 +75,10 @@ class DraftedBench:
     """An engine for each number of drafts on one loaded model, in turns."""
 
     def __init__(self, artifact: Path, library: Path, threads: int, batch: int, acceptance: float | None) -> None:
-        self._model = CompiledModel.load(Artifact.open(artifact), library, threads=threads)
+        set_threads(threads)
+        opened, weights = Library(library), Artifact.open(artifact)
+        self._timer = FunctionTimer(opened)
+        self._model = CompiledModel.from_arrays(opened, weights.model_config, weights.map_parameters())
         self._batch = batch
         self._driven: Any = self._model if acceptance is None else Simulated(self._model, acceptance)
         self._speculations: dict[str, Any] = {}
@@ -90,17 +102,43 @@ class DraftedBench:
             engine.submit(random.integers(0, self._model.config.vocab_size, DRAFTED_PROMPT).tolist(), params)
         while engine.has_work and not engine.stats.prefill_tokens >= self._batch * DRAFTED_PROMPT:
             engine.step()
-        started, before = time.perf_counter(), _copied(engine.stats)
+        before, faults, steps, self._timer.seconds = _copied(engine.stats), _page_faults(), 0, 0.0
+        started = time.perf_counter()
         while engine.has_work:
             engine.step()
+            steps += 1
         seconds, stats = time.perf_counter() - started, engine.stats
         return _Round(
             seconds,
+            self._timer.seconds if self._model.metadata.device == "cpu" else None,
+            _page_faults() - faults,
+            steps,
             stats.decode_tokens - before.decode_tokens,
             stats.decode_steps - before.decode_steps,
             list(stats.drafted),
             list(stats.accepted),
         )
+
+
+class FunctionTimer:
+    """Sums up the seconds within a library's functions, of those that are looked up from now on."""
+
+    def __init__(self, library: Library) -> None:
+        self.seconds = 0.0
+        self._find = library.function
+        library.function = self._timed
+
+    def _timed(self, name: str) -> Callable[..., Any]:
+        function = self._find(name)
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - started
+
+        return timed
 
 
 class Simulated:
@@ -136,6 +174,10 @@ class Simulated:
                 right = self._random.random() < self._acceptance
                 changed[place] = draft if right else (draft + 1) % self._model.config.vocab_size
         return changed
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _copied(stats: EngineStats) -> EngineStats:
@@ -184,6 +226,7 @@ def _speed(
     per_step = sum(each.tokens for each in drafted) / sum(each.steps for each in drafted)
     made, right = (np.sum([getattr(each, name) for each in drafted], axis=0) for name in ("drafted", "accepted"))
     speed_up = statistics.median(ratios)
+    within = [each.library_seconds / each.seconds for each in drafted if each.library_seconds is not None]
     bound = None if mode == "auto" else _bound(subject, int(mode), batch, per_step, token_bytes)
     return DraftedSpeed(
         kind="drafted",
@@ -200,6 +243,8 @@ def _speed(
         share_of_bound=speed_up / bound if bound else None,
         tokens_per_step=per_step,
         accepted=[float(r / m) for r, m in zip(right, made, strict=True) if m],
+        host_share=1 - statistics.median(within) if within else None,
+        faults_per_step=statistics.median(each.faults / each.engine_steps for each in drafted),
     )
 
 

@@ -39,7 +39,7 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
 def print_drafted(results: Sequence[DraftedSpeed]) -> None:
     """Decoding with drafts beside decoding without."""
     speeds = ("tok/s", "plain", "speed-up", "least", "most", "bound", "share")
-    columns = ("drafts", "batch", *speeds, "tokens a step", "right")
+    columns = ("drafts", "batch", *speeds, "tokens a step", "host", "faults a step", "right")
     rows = [
         (
             each.drafts,
@@ -52,6 +52,8 @@ def print_drafted(results: Sequence[DraftedSpeed]) -> None:
             "" if each.bound is None else f"{each.bound:.2f}",
             "" if each.share_of_bound is None else f"{each.share_of_bound:.0%}",
             f"{each.tokens_per_step:.2f}",
+            "" if each.host_share is None else f"{each.host_share:.1%}",
+            f"{each.faults_per_step:.1f}",
             " ".join(f"{share:.0%}" for share in each.accepted),
         )
         for each in results

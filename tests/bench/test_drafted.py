@@ -44,6 +44,7 @@ def test_each_number_of_drafts_beside_plain_decoding(config: Path, capsys: pytes
     assert three["tokens_per_step"] > one["tokens_per_step"]
     assert 0 < one["bound"] < one["tokens_per_step"]
     assert auto["bound"] is None
+    assert all(0 < result["host_share"] < 1 and 0 <= result["faults_per_step"] < 1000 for result in results)
 
 
 def test_the_table_says_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,17 +46,22 @@ class Row:
     shuffles: int
 
 
-def compile_shape(folder: Path) -> Path:
-    """The library that the table is of."""
+def compile_shape(
+    folder: Path, architectures: tuple[str, ...] = ARCHITECTURES, *, cache_dtype: str | None = None
+) -> Path:
+    """The library that the table is of, or one for other architectures or with another cache."""
     config = parse_config(read_json(ROOT / "tests" / "shapes" / "lite9.json"))
-    return compile_model(config, "q4f16_1", "cuda", folder / "lite9.so", architectures=ARCHITECTURES)
+    library = folder / "lite9.so"
+    return compile_model(config, "q4f16_1", "cuda", library, architectures=architectures, cache_dtype=cache_dtype)
 
 
 def rows_of(library: Path) -> list[Row]:
     """A row for each kernel and architecture."""
-    instructions = {architecture: read_instructions(library, architecture) for architecture in ARCHITECTURES}
+    resources = read_resources(library)
+    architectures = {each.architecture for each in resources}
+    instructions = {architecture: read_instructions(library, architecture) for architecture in architectures}
     rows = []
-    for each in read_resources(library):
+    for each in resources:
         counts = instructions[each.architecture][each.kernel]
 
         def count(suits: Callable[[str], bool], counts: dict[str, int] = counts) -> int:

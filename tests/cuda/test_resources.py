@@ -53,6 +53,12 @@ def test_where_they_have_to_be(found, architecture: str) -> None:
         assert row(kernel).wide_loads, f"{kernel} loads no 16 bytes at once"
 
 
+def test_a_cache_in_codes_goes_to_tensor_cores_without_a_spill(tmp_path: Path) -> None:
+    rows = {row.kernel: row for row in rows_of(compile_shape(tmp_path, ("sm_90a",), cache_dtype="int8"))}
+    assert {kernel for kernel, row in rows.items() if row.stack} <= {"rope_table_kernel"}
+    assert rows["absorbed_values_kernel"].products
+
+
 def test_a_library_without_machine_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "library.so"
     file.write_bytes(b"\x7fELF\x50\xed\x55\xba" + bytes(20))

@@ -22,7 +22,7 @@ LARGEST_CODE = 127
 LARGEST_FACTOR = 32000
 _FACTOR_BYTES, _SCALE_BYTES = 2, 4
 # Below this a token counts as zeros: the reciprocal of its scale would not be finite.
-_LEAST = 1e-30
+LEAST = 1e-30
 
 
 class CachedTokens:
@@ -118,7 +118,7 @@ class CachedTokens:
             for g in T.serial(self.groups):
                 # Rounded up, so that no code is past the largest.
                 scale[1] = T.if_then_else(
-                    largest[g * lanes] > T.float32(_LEAST),
+                    largest[g * lanes] > T.float32(LEAST),
                     T.ceil(largest[g * lanes] / (scale[0] * T.float32(LARGEST_CODE))),
                     T.float32(0),
                 )

@@ -14,7 +14,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.attention.gpu_cache import RUN, SharedTokens
 from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.gpu_tiles import GROUP
 
 HEADS, KEYS, THREADS = 16, 32, 256
 _WARPS, _BESIDE, _PAD = THREADS // 32, THREADS // HEADS, 8
@@ -45,8 +47,9 @@ static __device__ __forceinline__ void mlc_mma_half(float* c, unsigned a0, unsig
 
 
 def serves(shape: AttentionShape) -> bool:
-    """Whether the shape is one that the tiles fit, and the cache in float16."""
-    return shape.cache_dtype == "float16" and shape.latent_width % 32 == 0 and shape.kv_lora_rank % (8 * _WARPS) == 0
+    """Whether the shape is one that the tiles fit, and the cache in float16 or in codes."""
+    fits = shape.latent_width % 32 == 0 and shape.kv_lora_rank % (8 * _WARPS) == 0
+    return fits and (shape.cache_dtype == "float16" or (shape.cache_dtype == "int8" and shape.cache_width % RUN == 0))
 
 
 class TensorCoreAttention:
@@ -60,6 +63,8 @@ class TensorCoreAttention:
         half_steps, vectors = width // 32, width // _VECTOR
         tiles = rank // _WARPS // 8  # of 8 columns of the sums, a warp's
         self.sums = tiles * 4
+        tokens = SharedTokens(shape)
+        groups, runs, in_codes = tokens.groups, width // RUN, tokens.in_codes
 
         def shuffled(value: Any, distance: int) -> Any:
             return T.tvm_warp_shuffle_xor(T.uint32(0xFFFFFFFF), value, distance, 32, 32)
@@ -74,6 +79,8 @@ class TensorCoreAttention:
             own = T.alloc_buffer((2,), "float32", scope="local")
             best = T.alloc_buffer((1,), "float32", scope="local")
             pair = T.alloc_buffer((2,), "uint32", scope="local")
+            step = T.alloc_buffer((KEYS * groups,), "float32", scope="shared") if in_codes else T.meta_var(key)
+            run = T.alloc_buffer((RUN,), "float32", scope="local")
             lane, warp = T.meta_var(t % 32), T.meta_var(t // 32)
             row, column = T.meta_var(lane // 4), T.meta_var(lane % 4 * 2)
             half, tile = T.meta_var(warp // 4), T.meta_var(warp % 4)
@@ -89,16 +96,38 @@ class TensorCoreAttention:
             state[0] = T.float32(_LOWEST)
             state[1] = T.float32(0)
             for b in T.serial((limit + KEYS - 1) // KEYS):
-                for w in T.unroll(-(-KEYS * vectors // THREADS)):
-                    if w * THREADS + t < KEYS * vectors:
-                        place = T.meta_var((w * THREADS + t) // vectors)
-                        at = T.meta_var(T.min(first + b * KEYS + place, Positions[i]))
-                        for v in T.vectorized(_VECTOR):
-                            key[place * stride + (w * THREADS + t) % vectors * _VECTOR + v] = Cache[
-                                PageTable[Sequences[i], at // page],
-                                at % page,
-                                (w * THREADS + t) % vectors * _VECTOR + v,
-                            ]
+                if in_codes:
+                    for w in T.unroll(-(-KEYS * groups // THREADS)):
+                        if w * THREADS + t < KEYS * groups:
+                            at = T.meta_var(T.min(first + b * KEYS + (w * THREADS + t) // groups, Positions[i]))
+                            step[w * THREADS + t] = tokens.step(
+                                Cache, (PageTable[Sequences[i], at // page], at % page), (w * THREADS + t) % groups
+                            )
+                    T.evaluate(T.tvm_storage_sync("shared"))
+                    for w in T.unroll(-(-KEYS * runs // THREADS)):
+                        if w * THREADS + t < KEYS * runs:
+                            place = T.meta_var((w * THREADS + t) // runs)
+                            at = T.meta_var(T.min(first + b * KEYS + place, Positions[i]))
+                            column_of = T.meta_var((w * THREADS + t) % runs * RUN)
+                            for v in T.vectorized(RUN):
+                                run[v] = T.Cast(
+                                    "float32", Cache[PageTable[Sequences[i], at // page], at % page, column_of + v]
+                                )
+                            for v in T.unroll(RUN):
+                                key[place * stride + column_of + v] = T.Cast(
+                                    "float16", run[v] * step[place * groups + column_of // GROUP]
+                                )
+                else:
+                    for w in T.unroll(-(-KEYS * vectors // THREADS)):
+                        if w * THREADS + t < KEYS * vectors:
+                            place = T.meta_var((w * THREADS + t) // vectors)
+                            at = T.meta_var(T.min(first + b * KEYS + place, Positions[i]))
+                            for v in T.vectorized(_VECTOR):
+                                key[place * stride + (w * THREADS + t) % vectors * _VECTOR + v] = Cache[
+                                    PageTable[Sequences[i], at // page],
+                                    at % page,
+                                    (w * THREADS + t) % vectors * _VECTOR + v,
+                                ]
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for n in T.unroll(4):
                     score[n] = T.float32(0)

@@ -17,16 +17,16 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention import cuda_absorbed
+from relax_model.kernels.attention.gpu_cache import RUN, SharedTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import few_rows
-from relax_model.kernels.gpu_tiles import UNROLL, GpuTile, Matrix, Rows
+from relax_model.kernels.gpu_tiles import GROUP, UNROLL, GpuTile, Matrix, Rows
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
 _LOWEST = -3.0e38
 _MOST_THREADS = 256
-_RUN = 4  # neighbouring columns that are read at once
 _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
 
 
@@ -49,10 +49,11 @@ class ByHand:
         self.threads, self.heads, self.sums = threads, heads, heads * columns
         assert heads <= threads, "a head's softmax is a thread's"
         # An odd stride, so that the threads of several keys read different banks.
-        runs, stride = width // _RUN, width | 1
+        runs, stride = width // RUN, width | 1
         # Of a score, where there are more threads than scores.
         slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
-        assert width % _RUN == 0
+        tokens = SharedTokens(shape)
+        groups, run_of = tokens.groups, T.vectorized if tokens.aligned else T.unroll
 
         @T.inline
         def attend(i, g, t, first, limit, Q, Positions, Sequences, PageTable, Cache, state, factor, out):
@@ -60,41 +61,47 @@ class ByHand:
             score = T.alloc_buffer((slices * heads * keys,), "float32", scope="shared")
             weight = T.alloc_buffer((heads * keys,), "float32", scope="shared")
             total = T.alloc_buffer((keys,), "float32", scope="local")
-            run = T.alloc_buffer((_RUN,), "float32", scope="local")
+            run = T.alloc_buffer((RUN,), "float32", scope="local")
+            step = T.alloc_buffer((keys * groups,), "float32", scope="shared") if tokens.in_codes else T.meta_var(key)
             dot = T.alloc_buffer((1,), "float32", scope="local")
             for h in T.unroll(heads * columns):
                 out[h] = T.float32(0)
             state[0] = T.float32(_LOWEST)
             state[1] = T.float32(0)
             for b in T.serial((limit + keys - 1) // keys):
+                if tokens.in_codes:
+                    for w in T.serial(-(-keys * groups // threads)):
+                        if w * threads + t < keys * groups:
+                            at = T.meta_var(T.min(first + b * keys + (w * threads + t) // groups, Positions[i]))
+                            step[w * threads + t] = tokens.step(
+                                Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups
+                            )
+                    T.evaluate(T.tvm_storage_sync("shared"))
                 for w in T.serial(-(-keys * runs // threads)):
                     if w * threads + t < keys * runs:
                         at = T.meta_var(T.min(first + b * keys + (w * threads + t) // runs, Positions[i]))
-                        for v in T.vectorized(_RUN):
-                            run[v] = T.Cast(
-                                "float32",
-                                Cache[
-                                    PageTable[Sequences[i], at // page], at % page, (w * threads + t) % runs * _RUN + v
-                                ],
-                            )
-                        for v in T.unroll(_RUN):
-                            key[(w * threads + t) // runs * stride + (w * threads + t) % runs * _RUN + v] = run[v]
+                        place = T.meta_var(tokens.place((w * threads + t) % runs * RUN))
+                        for v in run_of(RUN):
+                            run[v] = T.Cast("float32", Cache[PageTable[Sequences[i], at // page], at % page, place + v])
+                        if tokens.in_codes:
+                            for v in T.unroll(RUN):
+                                run[v] = run[v] * step[(w * threads + t) // runs * groups + place // GROUP]
+                        for v in T.unroll(RUN):
+                            key[(w * threads + t) // runs * stride + (w * threads + t) % runs * RUN + v] = run[v]
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for w in T.unroll(-(-slices * heads * keys // threads)):
                     if w * threads + t < slices * heads * keys:
                         part = T.meta_var((w * threads + t) // (heads * keys) * (runs // slices))
                         dot[0] = T.float32(0)
                         for c in T.serial(runs // slices):
-                            for v in T.vectorized(_RUN):
+                            for v in T.vectorized(RUN):
                                 run[v] = Q[
                                     i,
                                     T.min(g * heads + (w * threads + t) // keys % heads, shape.heads - 1),
-                                    (part + c) * _RUN + v,
+                                    (part + c) * RUN + v,
                                 ]
-                            for v in T.unroll(_RUN):
-                                dot[0] = (
-                                    dot[0] + run[v] * key[(w * threads + t) % keys * stride + (part + c) * _RUN + v]
-                                )
+                            for v in T.unroll(RUN):
+                                dot[0] = dot[0] + run[v] * key[(w * threads + t) % keys * stride + (part + c) * RUN + v]
                         score[w * threads + t] = dot[0]
                 T.evaluate(T.tvm_storage_sync("shared"))
                 if t < heads:
@@ -144,10 +151,8 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     """Queries over all cached positions up to each row's own, and W_UV of each head.
 
     Queries float32 (rows, heads, latent_width), kv_b_proj in `layout`, positions and sequences int32 (rows,),
-    page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows,
-    heads · v).
+    page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) → float32 (rows, heads · v).
     """
-    assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
     on_tensor_cores = tile.tensor_cores and cuda_absorbed.serves(shape)
     inner = cuda_absorbed.TensorCoreAttention(shape) if on_tensor_cores else ByHand(shape, tile)
     attend, each_head, each_sum, threads, heads = (
@@ -164,7 +169,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     passes = min(_PASSES, -(-shape.v // outputs))
     blocks_few, blocks_many = -(-shape.v // (outputs * passes)), -(-shape.v // outputs)
     one, several = few_rows(tile, rank, 1), few_rows(tile, rank, rows)
-    aligned = -(-rank // _RUN) * _RUN  # where the two numbers of a part stand, behind its sums
+    aligned = -(-rank // RUN) * RUN  # where the two numbers of a part stand, behind its sums
 
     def expansion(head, first, data, scale):
         """Rows of a head's W_UV."""
@@ -203,7 +208,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                 (
                     T.if_then_else(n <= few, n * splits, n),
                     shape.heads,
-                    aligned + _RUN,
+                    aligned + RUN,
                 ),
                 "float32",
                 scope="global",

@@ -1,6 +1,7 @@
 """The rows' latents into the cache, on GPUs: a launch of its own before the expanded form, beside others absorbed.
 
-a block a row:  Σ latent² → latent / rms · weight │ rotated shared key → the row's slot, in the cache's dtype
+a block a row:  Σ latent² → latent / rms · weight │ rotated shared key → the row's slot, as the cache's floats
+                                                                       → shared memory → the groups' largest → codes
 """
 
 from __future__ import annotations
@@ -11,50 +12,127 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.cache import LARGEST_CODE, LARGEST_FACTOR, LEAST
+from relax_model.kernels.attention.gpu_cache import SharedTokens
 from relax_model.kernels.attention.shape import AttentionShape
-from relax_model.kernels.gpu_tiles import GpuTile, inverse_root
+from relax_model.kernels.gpu_tiles import GROUP, GpuTile, inverse_root
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.gpu import rotator
 
-Statements = tuple[Callable[..., Any], Callable[..., Any]]
 
+class Appender:
+    """Statements of a block that appends row `own`, where that is below n, with a barrier between any two.
 
-def appender(shape: AttentionShape, eps: float, threads: int) -> Statements:
-    """Statements of a block that appends row `own`, where that is below n, with a barrier between the two.
+    square(t, own, n, KvA, squares, values)                 each thread's sum of squares of the latent
+    put(t, own, n, KvA, weight, squares, Table, at, Cache, values)
+                                                            the values: into the cache at the row's (page, slot), or
+                                                            where it is `in_codes` into `values`
+    compare(t, values, largest)                             and then the largest of each group of them
+    encode(t, own, n, at, Cache, values, largest)           and the codes, factors and scale, into the cache
 
-    square(t, own, n, KvA, squares)     each thread's sum of squares of the latent into squares[t], shared memory
-    put(t, own, n, KvA, weight, squares, Table, slot, Cache)    what is written into the cache at slot(k), for channel k
+    squares float32 (threads,), and in codes values (Appender.codes,) and largest (Appender.groups,) are shared memory.
     """
-    assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
-    rank, pairs = shape.kv_lora_rank, shape.rope // 2
-    rotate = rotator(shape.rope, shape.interleaved, dtype=shape.cache_dtype)
 
-    @T.inline
-    def square(t, own, n, KvA, squares):
-        total = T.alloc_buffer((1,), "float32", scope="local")
-        total[0] = T.float32(0)
-        for w in T.serial(-(-rank // threads)):
-            if T.And(w * threads + t < rank, own < n):
-                total[0] = total[0] + KvA[own, w * threads + t] * KvA[own, w * threads + t]
-        squares[t] = total[0]
+    def __init__(self, shape: AttentionShape, eps: float, threads: int) -> None:
+        rank, pairs = shape.kv_lora_rank, shape.rope // 2
+        tokens = SharedTokens(shape)
+        groups, codes = tokens.groups, tokens.groups * GROUP
+        self.in_codes, self.groups, self.codes = tokens.in_codes, groups, codes
+        each = -(-codes // threads)
 
-    @T.inline
-    def put(t, own, n, KvA, weight, squares, Table, slot, Cache):
-        factor = T.alloc_buffer((1,), "float32", scope="local")
-        factor[0] = T.float32(0)
-        for s in T.serial(threads):
-            factor[0] = factor[0] + squares[s]
-        factor[0] = inverse_root(factor[0], rank, eps)
-        for w in T.serial(-(-rank // threads)):
-            if T.And(w * threads + t < rank, own < n):
-                Cache[slot(w * threads + t)] = T.Cast(
-                    shape.cache_dtype, KvA[own, w * threads + t] * factor[0] * weight[w * threads + t]
-                )
-        for w in T.serial(-(-pairs // threads)):
-            if T.And(w * threads + t < pairs, own < n):
-                rotate(lambda e: KvA[own, rank + e], Table, own, w * threads + t, Cache, lambda e: slot(rank + e))
+        @T.inline
+        def square(t, own, n, KvA, squares, values):
+            total = T.alloc_buffer((1,), "float32", scope="local")
+            total[0] = T.float32(0)
+            for w in T.serial(-(-rank // threads)):
+                if T.And(w * threads + t < rank, own < n):
+                    total[0] = total[0] + KvA[own, w * threads + t] * KvA[own, w * threads + t]
+            squares[t] = total[0]
+            if tokens.in_codes:
+                for w in T.serial(each):
+                    if w * threads + t < codes:
+                        values[w * threads + t] = T.float32(0)
 
-    return square, put
+        def writer(dtype: str) -> Callable[..., Any]:
+            rotate = rotator(shape.rope, shape.interleaved, dtype=dtype)
+
+            @T.inline
+            def write(t, own, n, KvA, weight, squares, Table, out, place):
+                """The row, normalised and rotated, into `out` at place(k) for channel k."""
+                factor = T.alloc_buffer((1,), "float32", scope="local")
+                factor[0] = T.float32(0)
+                for s in T.serial(threads):
+                    factor[0] = factor[0] + squares[s]
+                factor[0] = inverse_root(factor[0], rank, eps)
+                for w in T.serial(-(-rank // threads)):
+                    if T.And(w * threads + t < rank, own < n):
+                        out[place(w * threads + t)] = T.Cast(
+                            dtype, KvA[own, w * threads + t] * factor[0] * weight[w * threads + t]
+                        )
+                for w in T.serial(-(-pairs // threads)):
+                    if T.And(w * threads + t < pairs, own < n):
+                        rotate(
+                            lambda e: KvA[own, rank + e], Table, own, w * threads + t, out, lambda e: place(rank + e)
+                        )
+
+            return write
+
+        write_floats, write_values = writer(shape.cache_dtype), writer("float32")
+
+        @T.inline
+        def put(t, own, n, KvA, weight, squares, Table, at, Cache, values):
+            write_floats(t, own, n, KvA, weight, squares, Table, Cache, lambda k: (*at, k))
+
+        @T.inline
+        def gather(t, own, n, KvA, weight, squares, Table, at, Cache, values):
+            write_values(t, own, n, KvA, weight, squares, Table, values, tokens.place)
+
+        @T.inline
+        def compare(t, values, largest):
+            most = T.alloc_buffer((1,), "float32", scope="local")
+            for w in T.serial(-(-groups // threads)):
+                if w * threads + t < groups:
+                    most[0] = T.float32(0)
+                    for k in T.serial(GROUP):
+                        most[0] = T.max(most[0], T.abs(values[(w * threads + t) * GROUP + k]))
+                    largest[w * threads + t] = most[0]
+
+        @T.inline
+        def encode(t, own, n, at, Cache, values, largest):
+            scale = T.alloc_buffer((2,), "float32", scope="local")  # and a group's step
+            whole = T.alloc_buffer((1,), "int32", scope="local")
+            scale[0] = T.float32(0)
+            for g in T.serial(groups):
+                scale[0] = T.max(scale[0], largest[g])
+            scale[0] = scale[0] / T.float32(LARGEST_CODE * LARGEST_FACTOR)
+            if T.And(t == 0, own < n):
+                whole[0] = T.reinterpret("int32", scale[0])
+                for b in T.unroll(4):
+                    Cache[(*at, groups * (GROUP + 2) + b)] = T.Cast("int8", T.shift_right(whole[0], T.int32(8) * b))
+            for w in T.serial(each):
+                if T.And(w * threads + t < codes, own < n):
+                    group = T.meta_var((w * threads + t) // GROUP)
+                    # Rounded up, so that no code is past the largest.
+                    scale[1] = T.if_then_else(
+                        largest[group] > T.float32(LEAST),
+                        T.ceil(largest[group] / (scale[0] * T.float32(LARGEST_CODE))),
+                        T.float32(0),
+                    )
+                    if (w * threads + t) % GROUP == 0:
+                        whole[0] = T.Cast("int32", scale[1])
+                        for b in T.unroll(2):
+                            Cache[(*at, codes + 2 * group + b)] = T.Cast(
+                                "int8", T.shift_right(whole[0], T.int32(8) * b)
+                            )
+                    scale[1] = T.if_then_else(
+                        scale[1] > T.float32(0), T.float32(1) / (scale[1] * scale[0]), T.float32(0)
+                    )
+                    Cache[(*at, w * threads + t)] = T.Cast(
+                        "int8", T.Cast("int32", T.nearbyint(values[w * threads + t] * scale[1]))
+                    )
+
+        self.square, self.put = square, gather if tokens.in_codes else put
+        self.compare, self.encode = compare, encode
 
 
 @kernel("latent_append", "gpu")
@@ -62,10 +140,11 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFu
     """Normalise the latent, rotate the shared key and write both into each row's slot of the cache, in place.
 
     kv_a float32 (rows, latent_width), weight (kv_lora_rank,), rotary table (rows, rope), positions and sequences int32
-    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype.
+    (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width).
     """
     threads, page = tile.threads, shape.page_size
-    square, put = appender(shape, eps, threads)
+    append = Appender(shape, eps, threads)
+    square, put, compare, encode = append.square, append.put, append.compare, append.encode
 
     @T.prim_func(private=True, s_tir=True)
     def latent_append_gpu(
@@ -92,18 +171,24 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFu
             for i in T.thread_binding(n, "blockIdx.x"):
                 for t in T.thread_binding(threads, "threadIdx.x"):
                     squares = T.alloc_buffer((threads,), "float32", scope="shared")
-                    square(t, i, n, KvA, squares)
-                    T.evaluate(T.tvm_storage_sync("shared"))
-                    put(
-                        t,
-                        i,
-                        n,
-                        KvA,
-                        weight,
-                        squares,
-                        Table,
-                        lambda k: (PageTable[Sequences[i], Positions[i] // page], Positions[i] % page, k),
-                        Cache,
+                    values = (
+                        T.alloc_buffer((append.codes,), "float32", scope="shared")
+                        if append.in_codes
+                        else T.meta_var(squares)
                     )
+                    largest = (
+                        T.alloc_buffer((append.groups,), "float32", scope="shared")
+                        if append.in_codes
+                        else T.meta_var(squares)
+                    )
+                    at = T.meta_var((PageTable[Sequences[i], Positions[i] // page], Positions[i] % page))
+                    square(t, i, n, KvA, squares, values)
+                    T.evaluate(T.tvm_storage_sync("shared"))
+                    put(t, i, n, KvA, weight, squares, Table, at, Cache, values)
+                    if append.in_codes:
+                        T.evaluate(T.tvm_storage_sync("shared"))
+                        compare(t, values, largest)
+                        T.evaluate(T.tvm_storage_sync("shared"))
+                        encode(t, i, n, at, Cache, values, largest)
 
     return latent_append_gpu

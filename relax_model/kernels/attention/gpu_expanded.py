@@ -7,7 +7,7 @@
 Keys and values of a position take heads · (nope + v) values, 64 KiB in float16 at DeepSeek-V3's widths: 8 GiB for a
 context of 128 Ki tokens, where heads in groups take what they are given, or one head's at least. A group is of whole
 heads, so that the running softmax stays within a block. Keys and values are rounded to the cache's dtype, as the
-latents are that they come from; the rotated key, which heads share, is read from the cache.
+latents are that they come from, or beside codes to float16; the rotated key, which heads share, is read from the cache.
 
 With p positions before a block of B rows, a row sees S = p + (B + 1) / 2 on average. Multiply-adds of a head are
 
@@ -30,6 +30,7 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention.gpu_cache import SharedTokens
 from relax_model.kernels.attention.gpu_flash import KEYS, ROWS, flash
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
@@ -45,15 +46,16 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     """Rows at consecutive positions of one sequence, at most `block` of them, over all cached positions up to each.
 
     q float32 (rows, heads · (nope + rope)), rotary table (rows, rope), kv_b_proj in `layout`, positions and sequences
-    int32 (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) in a float dtype →
-    float32 (rows, heads · v).
+    int32 (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) → float32 (rows,
+    heads · v).
     """
-    assert shape.cache_dtype != "int8", "there is no cache in codes on GPUs"
+    tokens = SharedTokens(shape)
+    wide = "float16" if tokens.in_codes else shape.cache_dtype
     rank, heads, page, nope = shape.kv_lora_rank, shape.heads, shape.page_size, shape.nope
     width, half = shape.expanded_width, shape.rope // 2
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * width, rank))
     # Positions of one head that the scratch holds.
-    room = tile.scratch // (width * np.dtype(shape.cache_dtype).itemsize)
+    room = tile.scratch // (width * np.dtype(wide).itemsize)
     multiply, attend = many_rows(tile, rank), flash(shape.query_width, shape.v)
 
     def query_at(Q, Table, row, head, k):
@@ -67,8 +69,8 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     def key_at(Wide, Cache, PageTable, sequence, place, k):
         """Channel k of the key of a (head of the group, position)."""
         h, at = place
-        shared = Cache[PageTable[sequence, at // page], at % page, rank + k - nope]
-        return T.Cast("float32", T.if_then_else(k < nope, Wide[h, at, k], shared))
+        shared = tokens.value(Cache, (PageTable[sequence, at // page], at % page), rank + k - nope)
+        return T.if_then_else(k < nope, T.Cast("float32", Wide[h, at, k]), shared)
 
     @T.prim_func(private=True, s_tir=True)
     def expanded_attention_gpu(
@@ -100,7 +102,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
         with T.sblock("root"):
             T.reads()
             T.writes()
-            Wide = T.alloc_buffer((together, reserved, width), shape.cache_dtype, scope="global")
+            Wide = T.alloc_buffer((together, reserved, width), wide, scope="global")
             Slots = T.decl_buffer((pages * page, shape.cache_width), shape.cache_dtype, data=Cache.data)
             for g in T.serial(groups):
                 for b in T.thread_binding(T.ceildiv(together * width, SIDE), "blockIdx.x"):
@@ -118,7 +120,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                             def store(r, o, sums):
                                 if T.And(c * SIDE + r <= last, b * SIDE + o < together * width):
                                     Wide[(b * SIDE + o) // width, c * SIDE + r, (b * SIDE + o) % width] = T.Cast(
-                                        shape.cache_dtype, sums[0]
+                                        wide, sums[0]
                                     )
 
                             there = T.meta_var(T.And(c * SIDE <= last, first < heads * width))
@@ -126,7 +128,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                                 t,
                                 T.if_then_else(there, column_chunks(rank), 0),
                                 Rows(Matrix(layout, rank, data, scale), lambda o: T.min(first + o, heads * width - 1)),
-                                lambda r, k: T.Cast("float32", Slots[slot[r], k]),
+                                lambda r, k: tokens.value(Slots, (slot[r],), k),
                                 None,
                                 store,
                             )

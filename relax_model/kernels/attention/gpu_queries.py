@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention.gpu_append import appender
+from relax_model.kernels.attention.gpu_append import Appender
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_tiles import UNROLL, WORD, GpuTile, Matrix, fill
@@ -27,7 +27,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
 
     q float32 (rows, heads · (nope + rope)), kv_b_proj in `layout`, kv_a float32 (rows, latent_width), norm weight
     (kv_lora_rank,), rotary table (rows, rope), positions and sequences int32 (rows,), page_table int32 (sequences,
-    pages of each), cache (pages, page_size, cache_width) in a float dtype → float32 (rows, heads, latent_width).
+    pages of each), cache (pages, page_size, cache_width) → float32 (rows, heads, latent_width).
     """
     rank, heads, threads, page = shape.kv_lora_rank, shape.heads, tile.threads, shape.page_size
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * shape.expanded_width, rank))
@@ -35,7 +35,8 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
     # A thread takes eight columns of every eighth row of W_UK.
     words = threads // WORD
     rotate_query = rotator(shape.rope, shape.interleaved, shape.score_factor)
-    square, put = appender(shape, eps, threads)
+    append = Appender(shape, eps, threads)
+    square, put, compare, encode = append.square, append.put, append.compare, append.encode
 
     def absorber(rows: int) -> Callable[..., Any]:
         """Statement of block b of those of `rows` rows from c · rows on."""
@@ -44,12 +45,19 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
         def absorb(b, c, t, n, Q, data, scale, KvA, weight, Table, Positions, Sequences, PageTable, Cache, Y):
             query = T.alloc_buffer((rows * shape.nope,), "float32", scope="shared")
             squares = T.alloc_buffer((threads,), "float32", scope="shared")
+            values_of = (
+                T.alloc_buffer((append.codes,), "float32", scope="shared") if append.in_codes else T.meta_var(squares)
+            )
+            largest = (
+                T.alloc_buffer((append.groups,), "float32", scope="shared") if append.in_codes else T.meta_var(squares)
+            )
             part = T.alloc_buffer((WORD * threads,), "float32", scope="shared")
             values = T.alloc_buffer((WORD + 1,), "float32", scope="local")
             total = T.alloc_buffer((rows * WORD,), "float32", scope="local")
             factor = T.alloc_buffer((1,), "float32", scope="local")
             head, column = T.meta_var(b // blocks), T.meta_var(b % blocks * threads)
             own = T.meta_var(c * rows + b - heads * blocks)  # the row that a block appends
+            at = T.meta_var((PageTable[Sequences[own], Positions[own] // page], Positions[own] % page))
             for v in T.unroll(rows * WORD):
                 total[v] = T.float32(0)
             if b < heads * blocks:
@@ -60,7 +68,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                             head * shape.query_width + (w * threads + t) % shape.nope,
                         ]
             else:
-                square(t, own, n, KvA, squares)
+                square(t, own, n, KvA, squares, values_of)
             T.evaluate(T.tvm_storage_sync("shared"))
             if b < heads * blocks:
                 if column + t % words * WORD < rank:
@@ -91,17 +99,14 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                                 lambda e: (c * rows + (w * threads + t) // pairs, head, rank + e),
                             )
             else:
-                put(
-                    t,
-                    own,
-                    n,
-                    KvA,
-                    weight,
-                    squares,
-                    Table,
-                    lambda k: (PageTable[Sequences[own], Positions[own] // page], Positions[own] % page, k),
-                    Cache,
-                )
+                put(t, own, n, KvA, weight, squares, Table, at, Cache, values_of)
+            if append.in_codes:
+                T.evaluate(T.tvm_storage_sync("shared"))
+                if b >= heads * blocks:
+                    compare(t, values_of, largest)
+                T.evaluate(T.tvm_storage_sync("shared"))
+                if b >= heads * blocks:
+                    encode(t, own, n, at, Cache, values_of, largest)
             for r in T.unroll(rows):
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for v in T.unroll(WORD):

@@ -1,0 +1,46 @@
+"""What GPUs' kernels read of a cached token's slot (`cache.py`), by the channels of its latent with its key behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from relax_model.kernels.attention.cache import CachedTokens
+from relax_model.kernels.attention.shape import AttentionShape
+from relax_model.kernels.cpu_packed import GROUP
+from relax_model.kernels.cpu_tiles import span
+
+RUN = 4  # neighbouring channels that are read at once
+
+
+class SharedTokens(CachedTokens):
+    """Reads from a cache buffer whose last axis is a slot; `at` are the indices in front."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        assert shape.kv_lora_rank % RUN == 0 and shape.rope % RUN == 0
+        # Whether a run begins at a multiple of its size in every slot.
+        self.aligned = shape.cache_width % RUN == 0
+
+    def place(self, k: Any) -> Any:
+        """Where channel k's value or code lies."""
+        rank = self.shape.kv_lora_rank
+        return k if self.key_start == rank else T.if_then_else(k < rank, k, k - rank + self.key_start)
+
+    def step(self, cache: Any, at: tuple[Any, ...], group: Any) -> Any:
+        """What the codes of a group count, as float32."""
+        return T.Cast("float32", self.factor(cache, at, group)) * self.scale(cache, at)
+
+    def scale(self, cache: Any, at: tuple[Any, ...]) -> Any:
+        """The scale of a token in codes, which lies at a multiple of two bytes."""
+        start = self.groups * (GROUP + 2)
+        low, high = (T.Cast("int32", T.reinterpret("int16", cache[(*at, span(start + part, 2))])) for part in (0, 2))
+        return T.reinterpret(
+            "float32", T.bitwise_or(T.shift_left(high, T.int32(16)), T.bitwise_and(low, T.int32(0xFFFF)))
+        )
+
+    def value(self, cache: Any, at: tuple[Any, ...], k: Any) -> Any:
+        """Channel k as float32."""
+        value = T.Cast("float32", cache[(*at, self.place(k))])
+        return value * self.step(cache, at, self.place(k) // GROUP) if self.in_codes else value
