@@ -4,7 +4,7 @@
 #
 #   tests/on_gpu.sh vulkan|cuda FOLDER [check] [SHAPE…]      SHAPE: a name in tests/shapes/, as lite9
 #
-# With pytest-xdist and PYTEST_WORKERS the checks run in so many processes.
+# The checks run in PYTEST_WORKERS processes (2).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 device=$1 folder=$2
@@ -15,7 +15,7 @@ failed=0
 for part in "$@"; do
     started=$SECONDS
     if [ "$part" = check ]; then
-        timeout 240 python3 -m pytest -q -p no:cacheprovider ${PYTEST_WORKERS:+-n "$PYTEST_WORKERS"} \
+        timeout 240 python3 -m pytest -q -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" \
             tests/vulkan/test_gpu_kernels.py tests/vulkan/test_gpu_sampling.py tests/vulkan/test_model.py \
             > "$folder/check-$device.log" 2>&1 || failed=1
         tail -n 30 "$folder/check-$device.log"

@@ -17,7 +17,7 @@ from relax_model.kernels import registry
 from relax_model.model import build_module
 
 pytestmark = pytest.mark.skipif(native.not_built() is not None, reason=str(native.not_built()))
-SHAPES = {path.stem: path for path in (Path(__file__).parents[1] / "shapes").glob("*.json")}
+SHAPES = {path.stem: path for path in (Path(__file__).parents[1] / "shapes").glob("*.json") if "_mtp" not in path.stem}
 # Where threads share memory; products differ in nothing but their loops.
 SHARING = ("experts", "absorb_append", "absorbed_values", "expanded_attention")
 LEVELS = [level["name"] for level in read_description("vulkan")["level"]]
