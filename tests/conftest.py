@@ -42,7 +42,7 @@ class Compiled:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What somebody has tuned or made on this machine is not to decide what is tested; nor what another worker makes."""
+    """What somebody has tuned or made on this machine does not decide what is tested; nor does another worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -20,15 +20,18 @@ from mlc_dsv3.bench.counting import draft_bytes, follow_bytes, step_bytes
 from mlc_dsv3.bench.remote import Remote
 from mlc_dsv3.bench.settings import DRAFTED_PROMPT
 from mlc_dsv3.bench.subject import Subject
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.batch import Batch, StepOutput
-from mlc_dsv3.runtime.engine import Engine, EngineStats
+from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.model import CompiledModel, set_threads
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
 from mlc_dsv3.weights import Artifact
+
+_ANSWERS = 16  # chats of a round, for each sequence that runs at once
 
 
 @dataclass(frozen=True)
@@ -62,62 +65,86 @@ class DraftedSpeed:
 @dataclass(frozen=True)
 class _Round:
     seconds: float
-    library_seconds: float | None  # within the library's functions, where they return when they are through
-    faults: int
-    engine_steps: int
+    library_share: float | None  # of the time, where its functions return when they are through
+    faults_per_step: float
     tokens: int
     steps: int
     drafted: list[int]
     accepted: list[int]
 
 
-class DraftedBench:
-    """An engine for each number of drafts on one loaded model, in turns."""
+@dataclass(frozen=True)
+class Chats:
+    """Prompts to answer, as token ids, and the tokens that end an answer."""
 
-    def __init__(self, artifact: Path, library: Path, threads: int, batch: int, acceptance: float | None) -> None:
+    prompts: list[list[int]]
+    eos_token_ids: frozenset[int]
+
+
+class DraftedBench:
+    """An engine for each number of drafts on one loaded model, in turns. Without `chats`, prompts are random."""
+
+    def __init__(
+        self,
+        artifact: Path,
+        library: Path,
+        threads: int,
+        batch: int,
+        acceptance: float | None,
+        chats: Chats | None,
+    ) -> None:
         set_threads(threads)
         opened, weights = Library(library), Artifact.open(artifact)
         self._timer = FunctionTimer(opened)
         self._model = CompiledModel.from_arrays(opened, weights.model_config, weights.map_parameters())
-        self._batch = batch
+        self._batch, self._chats = batch, chats
         self._driven: Any = self._model if acceptance is None else Simulated(self._model, acceptance)
         self._speculations: dict[str, Any] = {}
 
     def decode(self, drafts: str, tokens: int, seed: int) -> _Round:
-        """So many tokens of each sequence, after short random prompts; "auto" goes on with what it has learnt."""
+        """At most so many tokens of each prompt; "auto" goes on with what it has learnt."""
         size = self._model.metadata.page_size
         if drafts not in self._speculations:
             self._speculations[drafts] = speculation(drafts, has_mtp="draft" in self._model.metadata.functions)
-        window = DRAFTED_PROMPT + tokens + 1
+        prompts = self._prompts(seed)
+        longest, context = max(map(len, prompts)), self._model.metadata.context_window
+        window = longest + tokens + 1
+        if window > context:
+            raise UserError(f"a prompt of {longest} tokens and {tokens} to decode do not fit in a context of {context}")
         engine = Engine(
             self._driven,
             num_pages=self._batch * -(-window // size) + 1,
             max_batch=self._batch,
             context_window=window,
+            eos_token_ids=self._chats.eos_token_ids if self._chats else (),
             speculation=self._speculations[drafts],
         )
-        random = np.random.default_rng(seed)
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        for _ in range(self._batch):
-            engine.submit(random.integers(0, self._model.config.vocab_size, DRAFTED_PROMPT).tolist(), params)
-        while engine.has_work and not engine.stats.prefill_tokens >= self._batch * DRAFTED_PROMPT:
-            engine.step()
-        before, faults, steps, self._timer.seconds = _copied(engine.stats), _page_faults(), 0, 0.0
+        params = SamplingParams(temperature=0, max_tokens=tokens)
+        for prompt in prompts:
+            engine.submit(prompt, params)
+        faults, steps, self._timer.seconds = _page_faults(), 0, 0.0
         started = time.perf_counter()
         while engine.has_work:
             engine.step()
             steps += 1
         seconds, stats = time.perf_counter() - started, engine.stats
         return _Round(
-            seconds,
-            self._timer.seconds if self._model.metadata.device == "cpu" else None,
-            _page_faults() - faults,
-            steps,
-            stats.decode_tokens - before.decode_tokens,
-            stats.decode_steps - before.decode_steps,
-            list(stats.drafted),
-            list(stats.accepted),
+            seconds=stats.decode_seconds,
+            library_share=self._timer.seconds / seconds if self._model.metadata.device == "cpu" else None,
+            faults_per_step=(_page_faults() - faults) / steps,
+            tokens=stats.decode_tokens,
+            steps=stats.decode_steps,
+            drafted=list(stats.drafted),
+            accepted=list(stats.accepted),
         )
+
+    def _prompts(self, seed: int) -> list[list[int]]:
+        random = np.random.default_rng(seed)
+        if self._chats is None:
+            ids = random.integers(0, self._model.config.vocab_size, (self._batch, DRAFTED_PROMPT))
+            return ids.tolist()
+        chosen = random.integers(0, len(self._chats.prompts), _ANSWERS * self._batch)
+        return [self._chats.prompts[place] for place in chosen]
 
 
 class FunctionTimer:
@@ -180,10 +207,6 @@ def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def _copied(stats: EngineStats) -> EngineStats:
-    return EngineStats(decode_tokens=stats.decode_tokens, decode_steps=stats.decode_steps)
-
-
 def measure_drafted(
     subject: Subject,
     threads: int,
@@ -193,13 +216,14 @@ def measure_drafted(
     tokens: int,
     rounds: int,
     acceptance: float | None,
+    chats: Chats | None,
     token_bytes: int,
 ) -> list[DraftedSpeed]:
     """Each mode beside plain decoding, in turns, `rounds` times."""
     found = []
     with progress("Decoding with drafts", total=len(batches) * rounds * (len(modes) + 1)) as advance:
         for batch in batches:
-            arguments = (subject.artifact.path, subject.library, threads, batch, acceptance)
+            arguments = (subject.artifact.path, subject.library, threads, batch, acceptance, chats)
             with Remote(DraftedBench, *arguments) as process:
                 process.call("decode", "off", 8, 0)
                 taken: dict[str, list[_Round]] = {mode: [] for mode in ("off", *modes)}
@@ -226,7 +250,7 @@ def _speed(
     per_step = sum(each.tokens for each in drafted) / sum(each.steps for each in drafted)
     made, right = (np.sum([getattr(each, name) for each in drafted], axis=0) for name in ("drafted", "accepted"))
     speed_up = statistics.median(ratios)
-    within = [each.library_seconds / each.seconds for each in drafted if each.library_seconds is not None]
+    within = [each.library_share for each in drafted if each.library_share is not None]
     bound = None if mode == "auto" else _bound(subject, int(mode), batch, per_step, token_bytes)
     return DraftedSpeed(
         kind="drafted",
@@ -244,7 +268,7 @@ def _speed(
         tokens_per_step=per_step,
         accepted=[float(r / m) for r, m in zip(right, made, strict=True) if m],
         host_share=1 - statistics.median(within) if within else None,
-        faults_per_step=statistics.median(each.faults / each.engine_steps for each in drafted),
+        faults_per_step=statistics.median(each.faults_per_step for each in drafted),
     )
 
 

@@ -13,6 +13,7 @@ from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
+    from mlc_dsv3.bench.drafted import Chats
     from mlc_dsv3.bench.settings import BenchSettings
     from mlc_dsv3.bench.subject import Subject
 
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         help="with --speculative: take this share of drafts as right, whatever the model says, as of random weights",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="with --speculative: answer these, a message a line (-: standard input); by default the demo answers its "
+        "held-out questions, and other models go on with random tokens",
     )
     parser.add_argument(
         "--experts",
@@ -199,6 +206,10 @@ def _check_speculative(parsed: argparse.Namespace) -> None:
             raise UserError("--acceptance is of the drafts of --speculative; leave it out")
         if not 0 <= parsed.acceptance <= 1:
             raise UserError(f"--acceptance is {parsed.acceptance}; it is a share, from 0 to 1")
+    if parsed.prompts and not parsed.speculative:
+        raise UserError("--prompts are for --speculative; leave them out")
+    if parsed.prompts and parsed.random_weights:
+        raise UserError("--prompts need a tokenizer, which random weights do not come with; leave them out")
     if not parsed.speculative:
         return
     for option in ("versus", "quality", "plot", "profile"):
@@ -222,9 +233,9 @@ def _check_experts(parsed: argparse.Namespace) -> None:
 
 def _experts(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
     """The load of the experts by a text, in the first quantization."""
-    from mlc_dsv3.experts.text import read_text
+    from mlc_dsv3.cli.text import read_text
 
-    text = read_text(parsed.experts)
+    text = read_text(parsed.experts, "--experts")
     subject = next(_subjects(parsed, quantizations, settings))
     config = subject.artifact.model_config
     if config.router is None:
@@ -267,7 +278,7 @@ def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
     from mlc_dsv3.bench.drafted import measure_drafted
     from relax_model.layout import cached_token_bytes
 
-    results = []
+    results, conversations = [], _conversations(parsed)
     for subject in _subjects(parsed, quantizations, settings):
         config, quantization = subject.artifact.model_config, subject.artifact.quantization
         dtype = settings.target.cache_dtype(quantization)
@@ -279,6 +290,7 @@ def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
             tokens=settings.decode,
             rounds=settings.rounds,
             acceptance=parsed.acceptance,
+            chats=_chats(conversations, subject) if conversations else None,
             token_bytes=cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim),
         )
     if parsed.json:
@@ -287,6 +299,29 @@ def _drafted(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
     from mlc_dsv3.cli.bench_tables import print_drafted
 
     print_drafted(results)
+
+
+def _conversations(parsed: argparse.Namespace) -> list[list[dict[str, str]]]:
+    """What is answered: --prompts, or the demo's held-out questions; nothing where random tokens are gone on with."""
+    if parsed.prompts:
+        from mlc_dsv3.cli.text import read_text
+
+        lines = read_text(parsed.prompts, "--prompts").splitlines()
+        return [[{"role": "user", "content": line}] for line in lines if line.strip()]
+    if parsed.model or parsed.model_config:
+        return []
+    from mlc_dsv3.demo.questions import held_out_questions
+
+    return [list(question.messages) for question in held_out_questions(200)]
+
+
+def _chats(conversations: list[list[dict[str, str]]], subject: Subject) -> Chats:
+    from mlc_dsv3.bench.drafted import Chats
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(subject.artifact.path)
+    prompts = [tokenizer.chat_prompt(conversation) for conversation in conversations]
+    return Chats(prompts, frozenset(tokenizer.eos_token_ids))
 
 
 def _quality(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

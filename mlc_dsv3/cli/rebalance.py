@@ -35,12 +35,12 @@ def run(parsed: argparse.Namespace) -> None:
         raise UserError(f"--passes is {parsed.passes}; it must be at least 1")
     if not 0 < parsed.speed < 1:
         raise UserError(f"--speed is {parsed.speed}; it is a number between 0 and 1")
+    from mlc_dsv3.cli.text import read_text
     from mlc_dsv3.experts.rebalance import rebalance
-    from mlc_dsv3.experts.text import read_text
     from mlc_dsv3.runtime.hub import model_name
     from mlc_dsv3.runtime.prepare import prepare
 
-    text = read_text(parsed.text)
+    text = read_text(parsed.text, "--text")
     prepared = prepare(parsed.model, parsed.quantization, "cpu", None, ignore_config_fields=parsed.ignore_config_field)
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 

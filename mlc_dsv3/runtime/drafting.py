@@ -52,11 +52,14 @@ class Drafter:
 
     def postpone(self, computed: Rows[Computed], output: StepOutput) -> None:
         """Keep what a step has computed for a later call, where nothing is drafted now."""
-        full = [each for each in computed if len(each.sequence.pending) + each.rows > self._most_pending]
-        self._follow(full, output)
+        full = []
         for each in computed:
-            if each not in full:
-                each.sequence.pending.extend(np.array(output.hidden[each.offset : each.offset + each.rows]))
+            if len(each.sequence.pending) + each.rows > self._most_pending:
+                full.append(each)
+            else:
+                each.sequence.pending.extend(output.hidden[each.offset : each.offset + each.rows].copy())
+        if full:
+            self._follow(full, output)
 
     def draft(self, computed: Rows[Computed], output: StepOutput, drafts: int) -> None:
         """Bring the layer's cache in step with what the main model has just computed, and draft up to so many tokens

@@ -246,9 +246,11 @@ class Engine:
         drafts = self._speculation.drafts(sequences) if sequences else 0
         drafts = min(drafts, self._scheduler.rows_for_drafts(sequences) // sequences) if sequences else 0
         # A prompt is read by the layer in any case: drafting may begin to pay later.
-        skipped = [each for each in computed if not drafts and each.sequence.generated]
-        self._drafter.postpone(skipped, output)
-        self._drafter.draft([each for each in computed if each not in skipped], output, drafts)
+        now = [each for each in computed if drafts or not each.sequence.generated]
+        if now:
+            self._drafter.draft(now, output, drafts)
+        if not drafts:
+            self._drafter.postpone([each for each in computed if each.sequence.generated], output)
         return drafts
 
     def _end(

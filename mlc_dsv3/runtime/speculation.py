@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mlc_dsv3.errors import UserError
@@ -14,11 +13,13 @@ MOST_DRAFTS = 4
 # Steps of a number of drafts before it is judged; the first one still verifies what was drafted for another number.
 _TRIAL = 4
 _ENOUGH = 3
-# Steps between trials of another number: the longer nothing changes, the rarer.
-_FIRST_PAUSE, _LONGEST_PAUSE = 32, 512
+# Steps between trials of another number: the longer nothing changes, the rarer, and so many that the trial itself costs
+# no more than this share of the time.
+_FIRST_PAUSE, _LONGEST_PAUSE = 32, 1024
+_TRIALS_SHARE = 0.01
 _CLEARLY = 1.01  # a gain below is noise
 # Drafts that are right before any was made, and how many times that counts.
-_FIRST_SHARE, _GUESS = 0.7, 8.0
+_FIRST_SHARE, _GUESS = 0.7, 3.0
 _REMEMBERED = 5  # times of a number of drafts: hardly more than those of its latest trial
 
 
@@ -87,7 +88,7 @@ class Auto:
 
     def drafts(self, sequences: int) -> int:
         """See `Speculation`."""
-        return self._regime(sequences).next(self.expected_tokens())
+        return self._regime(sequences).next(self.expected_tokens)
 
     def accepted(self, drafts: int, right: int) -> None:
         """See `Speculation`."""
@@ -100,8 +101,8 @@ class Auto:
 
     def plain_seconds(self, sequences: int) -> float | None:
         """See `Speculation`."""
-        times = self._regime(sequences).times[0]
-        return statistics.median(times) if times else None
+        seconds = self._regime(sequences).seconds(0)
+        return seconds if seconds < math.inf else None
 
     def expected_tokens(self) -> list[float]:
         """Of a step, by the number of drafts: one, and each draft that is right along with all before it."""
@@ -115,7 +116,10 @@ class Auto:
 
     def _regime(self, sequences: int) -> _Regime:
         # Times grow smoothly with the number of sequences, so that powers of two are told apart.
-        return self._regimes.setdefault(math.ceil(math.log2(max(sequences, 1))), _Regime())
+        power = (sequences - 1).bit_length()
+        if power not in self._regimes:
+            self._regimes[power] = _Regime()
+        return self._regimes[power]
 
 
 class _Share:
@@ -142,16 +146,17 @@ class _Regime:
         self._left, self._pause = _TRIAL, _FIRST_PAUSE
         self._tried = 0
 
-    def next(self, expected: Sequence[float]) -> int:
+    def next(self, expected_tokens: Callable[[], Sequence[float]]) -> int:
         """The number of drafts for the next step."""
         if self._left > 0:
             self._left -= 1
             return self._now
+        expected = expected_tokens()
         unknown = self._worth_a_trial(expected)
         if unknown is not None:
             self._now, self._left = unknown, _TRIAL
             return self._now
-        speeds = [tokens / self._seconds(drafts) for drafts, tokens in enumerate(expected)]
+        speeds = [tokens / self.seconds(drafts) for drafts, tokens in enumerate(expected)]
         before, fastest = self._best, max(range(len(speeds)), key=speeds.__getitem__)
         if speeds[fastest] > _CLEARLY * speeds[before]:
             self._best = fastest
@@ -159,27 +164,30 @@ class _Regime:
             self._pause = _FIRST_PAUSE
         if self._now == self._best and self._best == before:
             # Long enough: another one's turn, whose time or acceptance may have changed.
-            self._tried += 1
             self._now, self._left = self._another(), _TRIAL
+            self._tried += 1
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         else:
-            self._now, self._left = self._best, self._pause
+            lost = 1 - speeds[self._another()] / speeds[self._best]
+            affordable = int(_TRIAL * lost / _TRIALS_SHARE)
+            self._now, self._left = self._best, min(max(self._pause, affordable), _LONGEST_PAUSE)
         return self._now
 
-    def _seconds(self, drafts: int) -> float:
-        times = self.times[drafts]
-        return statistics.median(times) if times else math.inf
+    def seconds(self, drafts: int) -> float:
+        """The median of a step's times; infinite where there is none."""
+        times = sorted(self.times[drafts])
+        return times[len(times) // 2] if times else math.inf
 
     def _worth_a_trial(self, expected: Sequence[float]) -> int | None:
         """A number without times of its own: one and none, then more, while it might be the fastest."""
         for drafts in (1, 0):
             if len(self.times[drafts]) < _ENOUGH:
                 return drafts
-        fastest = max(tokens / self._seconds(drafts) for drafts, tokens in enumerate(expected))
+        fastest = max(tokens / self.seconds(drafts) for drafts, tokens in enumerate(expected))
         for drafts in range(2, MOST_DRAFTS + 1):
             if len(self.times[drafts]) < _ENOUGH:
                 # At best it takes no longer than one draft fewer.
-                return drafts if expected[drafts] / self._seconds(drafts - 1) > fastest else None
+                return drafts if expected[drafts] / self.seconds(drafts - 1) > fastest else None
         return None
 
     def _another(self) -> int:

@@ -47,6 +47,21 @@ def test_each_number_of_drafts_beside_plain_decoding(config: Path, capsys: pytes
     assert all(0 < result["host_share"] < 1 and 0 <= result["faults_per_step"] < 1000 for result in results)
 
 
+def test_the_demo_answers_its_questions_and_others_what_they_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--decode", "24", "--rounds", "1", "--json"]
+    assert main(["bench", "--speculative", "1", *options]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["simulated_acceptance"] is None
+    assert result["accepted"][0] > 0.75
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is 3 + 4?\n\nWhat is 12 + 30?\n")
+    assert main(["bench", "--speculative", "2", "--prompts", str(prompts), *options]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert 1 < result["tokens_per_step"] <= 3
+
+
 def test_the_table_says_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model-config", str(config), "--random-weights", "--decode", "4", "--rounds", "1"]
     assert main(["bench", *options, "--speculative", "2", "--batch", "1,2"]) == 0
@@ -77,6 +92,8 @@ def test_drafts_read_the_layer_the_head_and_a_row_of_the_embedding() -> None:
         (["--speculative", "5"], "speculative is '5'; it is auto, off, or 1 to 4 drafted tokens"),
         (["--speculative", "off"], "--speculative is off; it takes numbers of drafts"),
         (["--speculative", "1", "--acceptance", "1.5"], "--acceptance is 1.5; it is a share, from 0 to 1"),
+        (["--prompts", "x"], "--prompts are for --speculative; leave them out"),
+        (["--speculative", "1", "--prompts", "absent"], "--prompts is absent, and there is no such file"),
         (["--acceptance", "0.5"], "--acceptance is of the drafts of --speculative; leave it out"),
         (["--speculative", "1", "--profile"], "--speculative measures drafts alone; leave --profile out"),
     ],

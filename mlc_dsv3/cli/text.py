@@ -1,4 +1,4 @@
-"""The text that experts are watched on."""
+"""Text that a command reads from a file or from standard input."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from mlc_dsv3.errors import UserError
 
 
-def read_text(path: str) -> str:
-    """A file's text, or standard input's for "-". UserError where there is none."""
+def read_text(path: str, option: str) -> str:
+    """A file's text, or standard input's for "-". UserError, which names `option`, where there is none."""
     if path == "-":
         text = sys.stdin.read()
     else:
         file = Path(path)
         if not file.is_file():
-            raise UserError(f"--text is {path}, and there is no such file")
+            raise UserError(f"{option} is {path}, and there is no such file")
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is no text in UTF-8") from error
     if not text.strip():
-        raise UserError(f"--text is {path}, which is empty")
+        raise UserError(f"{option} is {path}, which is empty")
     return text
