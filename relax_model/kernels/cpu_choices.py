@@ -11,7 +11,12 @@ from relax_model.layout import Layout, PackedLayout
 
 Choices = dict[str, tuple[int, ...]]
 
-_PACKED: Choices = {"prefetch": (0, 8, 16, 32, 48), "dot_rows": (6, 5, 4, 3, 2, 1), "wide_rows": (1, 2, 3, 4, 6)}
+_PACKED: Choices = {
+    "prefetch_cache": (1, 2),
+    "prefetch": (0, 8, 16, 32, 48),
+    "dot_rows": (6, 5, 4, 3, 2, 1),
+    "wide_rows": (1, 2, 3, 4, 6),
+}
 _UNPACKED: Choices = {"rows": (2, 3, 4), "columns": (2, 4), "block": (8, 16, 32, 64)}
 _ABSORBED: Choices = {"keys": (60, 30, 18, 120), "split": (240, 120, 480, 60), "accumulators": (12, 10, 8, 14)}
 _EXPANDED: Choices = {"expanded_keys": (24, 48, 96, 144), "accumulators": (12, 10, 8, 14)}

@@ -85,11 +85,12 @@ def lane_max(buffer: Any, lanes: int, base: Any = 0) -> Any:
 
 
 @T.inline
-def prefetch(data, block, g, w):
-    """Ask for the cache line of word `w`; it may lie past the end, as prefetching does not fault."""
+def prefetch(data, block, g, w, cache):
+    """Ask for the cache line of word `w`, into the first or second cache; it may lie past the end, as prefetching does
+    not fault."""
     T.evaluate(
         T.call_llvm_intrin(
-            "void", "llvm.prefetch", T.address_of(data[block, g, w, 0]), T.int32(0), T.int32(3), T.int32(1)
+            "void", "llvm.prefetch", T.address_of(data[block, g, w, 0]), T.int32(0), T.int32(4 - cache), T.int32(1)
         )
     )
 
@@ -160,6 +161,7 @@ def block_tile(layout: PackedLayout, tile: CpuTile, rows: int) -> Callable[..., 
                                 block,
                                 p * (groups // passes) + (g + ahead) // passes,
                                 (g + ahead) % passes * lines + (w * together + q) // passes,
+                                tile.prefetch_cache,
                             )
                     # The order of what is next to each other decides how many registers LLVM needs.
                     if together == 1:

@@ -29,7 +29,7 @@ class CpuTile:
     `lanes`: floats in a vector; `dot`: its integer dot product, on `dot_lanes` lanes (see `cpu_dot`).
     Weights unpacked to floats: `rows` × `columns` is the register tile, `block` the weight rows of a task.
     Packed weights: `dot_rows` is the register tile, of which up to `wide_rows` take a whole block of weights at a time;
-    `prefetch` groups are asked for ahead (0: none).
+    `prefetch` groups are asked for ahead (0: none), into the first or second cache (`prefetch_cache`).
     Attention has `accumulators` vectors of sums in registers and takes `keys` cached tokens at a time, or
     `expanded_keys` in the expanded form; absorbed, a task has `split` of them.
     """
@@ -43,6 +43,7 @@ class CpuTile:
     dot_rows: int
     wide_rows: int
     prefetch: int
+    prefetch_cache: int
     accumulators: int
     keys: int
     split: int

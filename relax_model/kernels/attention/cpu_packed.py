@@ -110,6 +110,7 @@ def query_absorb(layout: PackedLayout, shape: AttentionShape, tile: CpuTile) -> 
             (f.head + (f.group + _GROUPS_AHEAD) // groups) * per_head + block,
             (f.group + _GROUPS_AHEAD) % groups,
             w,
+            1,
         )
 
     def tile_of(rows: int):
