@@ -40,6 +40,15 @@ def test_steps_take_turns_and_advance(bench: SpeedBench, monkeypatch: pytest.Mon
     assert len(set(pages.flat)) == pages.size, "every sequence has pages of its own"
 
 
+def test_a_filled_cache_in_codes_has_normal_scales(compiled: Callable[..., Any]) -> None:
+    model = compiled("deepseek_v3", "q4f16_1", "int8")
+    made = SpeedBench(model.artifact, model.library, 1, 1, 40)
+    made.fill()
+    for cache in made._model.caches:
+        scales = np.ascontiguousarray(np.from_dlpack(cache)[..., -4:]).view(np.float32)
+        assert (scales == np.float32(1e-6)).all()
+
+
 def test_filled_caches_hold_finite_latents_everywhere(bench: SpeedBench) -> None:
     caches = [np.from_dlpack(cache) for cache in bench._model.caches]
     for cache in caches:
