@@ -23,13 +23,15 @@ _SHARED_ARRAY = re.compile(r"^(\s*)(threadgroup \w+ \w+\[\d+\];)", re.MULTILINE)
 _CONVERSION = "(float4)*("
 
 
-@pytest.fixture(scope="module", params=["q4f16_1", "q0bf16"])
+@pytest.fixture(scope="module", params=[("q4f16_1", None), ("q4f16_1", "int8"), ("q0bf16", None)])
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's, with its kernels' source beside it."""
     folder = tmp_path_factory.mktemp("metal")
     checkpoints.write("deepseek_v3", folder / "model")
     config = Checkpoint.open(folder / "model").model_config
-    return compile_model(config, request.param, "metal", folder / "model.dylib", dump=folder / "dump")
+    quantization, cache = request.param
+    made, dump = folder / "model.dylib", folder / "dump"
+    return compile_model(config, quantization, "metal", made, cache_dtype=cache, dump=dump)
 
 
 def sources(library: Path) -> list[str]:

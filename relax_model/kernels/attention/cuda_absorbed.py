@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.kernels.attention.gpu_cache import RUN, SharedTokens
+from relax_model.kernels.attention.gpu_cache import RUN, GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GROUP
 
@@ -63,7 +63,7 @@ class TensorCoreAttention:
         half_steps, vectors = width // 32, width // _VECTOR
         tiles = rank // _WARPS // 8  # of 8 columns of the sums, a warp's
         self.sums = tiles * 4
-        tokens = SharedTokens(shape)
+        tokens = GpuTokens(shape)
         groups, runs, in_codes = tokens.groups, width // RUN, tokens.in_codes
 
         def shuffled(value: Any, distance: int) -> Any:

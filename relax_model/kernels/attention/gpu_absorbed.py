@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention import cuda_absorbed
-from relax_model.kernels.attention.gpu_cache import RUN, SharedTokens
+from relax_model.kernels.attention.gpu_cache import RUN, GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import few_rows
@@ -52,7 +52,7 @@ class ByHand:
         runs, stride = width // RUN, width | 1
         # Of a score, where there are more threads than scores.
         slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
-        tokens = SharedTokens(shape)
+        tokens = GpuTokens(shape)
         groups, run_of = tokens.groups, T.vectorized if tokens.aligned else T.unroll
 
         @T.inline

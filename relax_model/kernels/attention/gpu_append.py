@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention.cache import LARGEST_CODE, LARGEST_FACTOR, LEAST
-from relax_model.kernels.attention.gpu_cache import SharedTokens
+from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GROUP, GpuTile, inverse_root
 from relax_model.kernels.registry import kernel
@@ -35,7 +35,7 @@ class Appender:
 
     def __init__(self, shape: AttentionShape, eps: float, threads: int) -> None:
         rank, pairs = shape.kv_lora_rank, shape.rope // 2
-        tokens = SharedTokens(shape)
+        tokens = GpuTokens(shape)
         groups, codes = tokens.groups, tokens.groups * GROUP
         self.in_codes, self.groups, self.codes = tokens.in_codes, groups, codes
         each = -(-codes // threads)
@@ -128,7 +128,7 @@ class Appender:
                         scale[1] > T.float32(0), T.float32(1) / (scale[1] * scale[0]), T.float32(0)
                     )
                     Cache[(*at, w * threads + t)] = T.Cast(
-                        "int8", T.Cast("int32", T.nearbyint(values[w * threads + t] * scale[1]))
+                        "int8", T.Cast("int32", T.floor(values[w * threads + t] * scale[1] + T.float32(0.5)))
                     )
 
         self.square, self.put = square, gather if tokens.in_codes else put

@@ -14,7 +14,7 @@ from relax_model.kernels.cpu_tiles import span
 RUN = 4  # neighbouring channels that are read at once
 
 
-class SharedTokens(CachedTokens):
+class GpuTokens(CachedTokens):
     """Reads from a cache buffer whose last axis is a slot; `at` are the indices in front."""
 
     def __init__(self, shape: AttentionShape) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention.gpu_cache import SharedTokens
+from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.gpu_flash import KEYS, ROWS, flash
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
@@ -49,7 +49,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     int32 (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) → float32 (rows,
     heads · v).
     """
-    tokens = SharedTokens(shape)
+    tokens = GpuTokens(shape)
     wide = "float16" if tokens.in_codes else shape.cache_dtype
     rank, heads, page, nope = shape.kv_lora_rank, shape.heads, shape.page_size, shape.nope
     width, half = shape.expanded_width, shape.rope // 2

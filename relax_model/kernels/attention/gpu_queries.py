@@ -45,7 +45,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
         def absorb(b, c, t, n, Q, data, scale, KvA, weight, Table, Positions, Sequences, PageTable, Cache, Y):
             query = T.alloc_buffer((rows * shape.nope,), "float32", scope="shared")
             squares = T.alloc_buffer((threads,), "float32", scope="shared")
-            values_of = (
+            gathered = (
                 T.alloc_buffer((append.codes,), "float32", scope="shared") if append.in_codes else T.meta_var(squares)
             )
             largest = (
@@ -68,7 +68,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                             head * shape.query_width + (w * threads + t) % shape.nope,
                         ]
             else:
-                square(t, own, n, KvA, squares, values_of)
+                square(t, own, n, KvA, squares, gathered)
             T.evaluate(T.tvm_storage_sync("shared"))
             if b < heads * blocks:
                 if column + t % words * WORD < rank:
@@ -99,14 +99,14 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                                 lambda e: (c * rows + (w * threads + t) // pairs, head, rank + e),
                             )
             else:
-                put(t, own, n, KvA, weight, squares, Table, at, Cache, values_of)
+                put(t, own, n, KvA, weight, squares, Table, at, Cache, gathered)
             if append.in_codes:
                 T.evaluate(T.tvm_storage_sync("shared"))
                 if b >= heads * blocks:
-                    compare(t, values_of, largest)
+                    compare(t, gathered, largest)
                 T.evaluate(T.tvm_storage_sync("shared"))
                 if b >= heads * blocks:
-                    encode(t, own, n, at, Cache, values_of, largest)
+                    encode(t, own, n, at, Cache, gathered, largest)
             for r in T.unroll(rows):
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for v in T.unroll(WORD):
