@@ -100,13 +100,6 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                             )
             else:
                 put(t, own, n, KvA, weight, squares, Table, at, Cache, gathered)
-            if append.in_codes:
-                T.evaluate(T.tvm_storage_sync("shared"))
-                if b >= heads * blocks:
-                    compare(t, gathered, largest)
-                T.evaluate(T.tvm_storage_sync("shared"))
-                if b >= heads * blocks:
-                    encode(t, own, n, at, Cache, gathered, largest)
             for r in T.unroll(rows):
                 T.evaluate(T.tvm_storage_sync("shared"))
                 for v in T.unroll(WORD):
@@ -117,6 +110,13 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
                     for v in T.unroll(WORD):
                         factor[0] = factor[0] + part[v * threads + t]
                     Y[c * rows + r, head, column + t] = factor[0] * T.float32(shape.score_factor)
+            if append.in_codes:
+                T.evaluate(T.tvm_storage_sync("shared"))
+                if b >= heads * blocks:
+                    compare(t, gathered, largest)
+                T.evaluate(T.tvm_storage_sync("shared"))
+                if b >= heads * blocks:
+                    encode(t, own, n, at, Cache, gathered, largest)
 
         return absorb
 
