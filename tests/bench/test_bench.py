@@ -81,7 +81,7 @@ def test_tables_name_what_they_show(config: Path, capsys: pytest.CaptureFixture[
         "compilation",
         "then first token",
         "peak RssAnon",
-        "expert_gate_up",
+        "by kernel",
         "step ratio",
     ):
         assert text in shown
