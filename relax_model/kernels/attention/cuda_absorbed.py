@@ -64,6 +64,7 @@ class TensorCoreAttention:
         tiles = rank // _WARPS // 8  # of 8 columns of the sums, a warp's
         self.sums = tiles * 4
         tokens = GpuTokens(shape)
+        load_steps = tokens.step_loader(KEYS, THREADS)
         groups, runs, in_codes = tokens.groups, width // RUN, tokens.in_codes
 
         def shuffled(value: Any, distance: int) -> Any:
@@ -97,12 +98,7 @@ class TensorCoreAttention:
             state[1] = T.float32(0)
             for b in T.serial((limit + KEYS - 1) // KEYS):
                 if in_codes:
-                    for w in T.unroll(-(-KEYS * groups // THREADS)):
-                        if w * THREADS + t < KEYS * groups:
-                            at = T.meta_var(T.min(first + b * KEYS + (w * THREADS + t) // groups, Positions[i]))
-                            step[w * THREADS + t] = tokens.step(
-                                Cache, (PageTable[Sequences[i], at // page], at % page), (w * THREADS + t) % groups
-                            )
+                    load_steps(t, i, first + b * KEYS, Positions, Sequences, PageTable, Cache, step)
                     T.evaluate(T.tvm_storage_sync("shared"))
                     for w in T.unroll(-(-KEYS * runs // THREADS)):
                         if w * THREADS + t < KEYS * runs:

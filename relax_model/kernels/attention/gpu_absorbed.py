@@ -53,6 +53,7 @@ class ByHand:
         # Of a score, where there are more threads than scores.
         slices = next(n for n in range(max(1, threads // (heads * keys)), 0, -1) if runs % n == 0)
         tokens = GpuTokens(shape)
+        load_steps = tokens.step_loader(keys, threads)
         groups, run_of = tokens.groups, T.vectorized if tokens.aligned else T.unroll
 
         @T.inline
@@ -70,12 +71,7 @@ class ByHand:
             state[1] = T.float32(0)
             for b in T.serial((limit + keys - 1) // keys):
                 if tokens.in_codes:
-                    for w in T.serial(-(-keys * groups // threads)):
-                        if w * threads + t < keys * groups:
-                            at = T.meta_var(T.min(first + b * keys + (w * threads + t) // groups, Positions[i]))
-                            step[w * threads + t] = tokens.step(
-                                Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups
-                            )
+                    load_steps(t, i, first + b * keys, Positions, Sequences, PageTable, Cache, step)
                     T.evaluate(T.tvm_storage_sync("shared"))
                 for w in T.serial(-(-keys * runs // threads)):
                     if w * threads + t < keys * runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
@@ -39,6 +40,22 @@ class GpuTokens(CachedTokens):
         return T.reinterpret(
             "float32", T.bitwise_or(T.shift_left(high, T.int32(16)), T.bitwise_and(low, T.int32(0xFFFF)))
         )
+
+    def step_loader(self, keys: int, threads: int) -> Callable[..., Any]:
+        """Statement `load(t, i, first, Positions, Sequences, PageTable, Cache, step)`: the steps of `keys` tokens from
+        position `first` on, none past row i's own, into step[key · groups + group], by a block's threads."""
+        groups, page = self.groups, self.shape.page_size
+
+        @T.inline
+        def load(t, i, first, Positions, Sequences, PageTable, Cache, step):
+            for w in T.serial(-(-keys * groups // threads)):
+                if w * threads + t < keys * groups:
+                    at = T.meta_var(T.min(first + (w * threads + t) // groups, Positions[i]))
+                    step[w * threads + t] = self.step(
+                        Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups
+                    )
+
+        return load
 
     def value(self, cache: Any, at: tuple[Any, ...], k: Any) -> Any:
         """Channel k as float32."""
