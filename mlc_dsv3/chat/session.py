@@ -148,7 +148,14 @@ class Session:
     def _note_experts(self) -> None:
         if self._expert_load is None or self._read_last is None:
             return
-        found = self._expert_load(self._read_last)
+        try:
+            found = self._expert_load(self._read_last)
+        except USER_ERRORS as error:
+            self._note(f"error: {' '.join(str(error).split())}")
+            return
+        except KeyboardInterrupt:
+            self._note("(stopped)")
+            return
         if found is not None:
             self._note(f"experts      {_describe_load(*found)}")
 

@@ -18,6 +18,7 @@ from mlc_dsv3.chat.oneshot import answer_lines, answer_once
 from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
 from mlc_dsv3.chat.terminal import data_folder, line_reader
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.experts.load import ExpertLoad
 
 
@@ -118,6 +119,19 @@ def test_stats_tell_how_the_conversation_loads_the_experts() -> None:
     assert notes.getvalue().count(said) == notes.getvalue().count("experts") == 1
     conversation = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "You said: hello"}]
     assert read == [conversation]
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [(UserError("the template\nwants a question"), "error: the template wants"), (KeyboardInterrupt(), "(stopped)")],
+)
+def test_a_session_goes_on_where_the_experts_load_is_not_to_be_had(raised: BaseException, said: str) -> None:
+    def load(prompt: object) -> None:
+        raise raised
+
+    _, out, notes = hold("hello\n/stats\nagain\n", expert_load=load)
+    assert said in notes
+    assert out == "You said: hello\nYou said: again\n"
 
 
 def test_stats_before_the_first_answer_divide_by_nothing() -> None:
