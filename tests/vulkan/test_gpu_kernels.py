@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tvm
-from golden.latents import Latents, cached_values, rotate
+from golden.latents import Latents, cached_values, rotate, stored_cache
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
 from on_device import device, needs_gpu
@@ -338,8 +338,15 @@ def check_appended(
         expected[slot][:rank] = normalised(kv_a[row : row + 1, :rank], weight)[0]
         expected[slot][rank:] = rotate(kv_a[row, rank:].astype(np.float64), angles[row], shape.interleaved)
         untouched[slot] = False
-    tolerance = {"float32": 4e-6, "float16": 4e-3, "int8": 4e-2}[shape.cache_dtype]
-    assert np.abs(cached_values(shape, world.cache) - expected).max() < tolerance
+    difference = np.abs(cached_values(shape, world.cache) - expected)
+    if shape.cache_dtype == "int8":
+        # Half a step of its group at most, and steps no larger than the group's largest value asks for.
+        written = expected[~untouched]
+        exact = cached_values(shape, stored_cache(shape, written.astype(np.float32)))
+        assert difference[~untouched].max() < 1.02 * np.abs(exact - written).max()
+        assert np.abs(cached_values(shape, world.cache)[~untouched] - exact).mean() < 2e-4
+    else:
+        assert difference.max() < {"float32": 4e-6, "float16": 4e-3}[shape.cache_dtype]
     assert np.array_equal(world.cache[untouched], before[untouched])
 
 
