@@ -104,8 +104,8 @@ def architecture() -> str:
 
 
 def launches() -> int:
-    """Kernels that were started since the process began."""
-    return int(call("kernel_launches"))
+    """Kernels and graphs that were started since the process began."""
+    return int(call("kernel_launches")) + int(call("graph_launches"))
 
 
 def runs(architectures: list[str] | tuple[str, ...], capability: int) -> bool:

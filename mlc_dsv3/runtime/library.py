@@ -11,12 +11,14 @@ from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.compiler.targets import host_features, known_hosts
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.calls import Calls
+from mlc_dsv3.runtime.graphs import GraphCalls
 from mlc_dsv3.runtime.memory import HostMemory, Memory, memory_of
-from mlc_dsv3.runtime.virtual_machine import open_machine
+from mlc_dsv3.runtime.virtual_machine import open_machines
 
 
 class Library:
-    """An opened library: its `metadata`, `function(name)`, an exported function, and the `memory` that they work on."""
+    """An opened library: its `metadata`, `calls` of its functions, and the `memory` that they work on."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`. UserError: no such file, no library of ours, another format, another kind of machine, a
@@ -26,8 +28,10 @@ class Library:
         self._refuse_other_machine()
         self._refuse_other_gpu()
         self.memory: Memory = HostMemory() if self.metadata.device == "cpu" else memory_of(self.metadata.device)
-        self._machine = _open(self.path, self.metadata.device)
-        self.function: Callable[[str], Callable[..., Any]] = self._machine.get_function
+        self._machine, *others = _open(self.path, self.metadata.device)
+        self.calls = Calls(self._machine.get_function, self.memory)
+        if others:
+            self.calls = GraphCalls(self._machine.get_function, others[0].get_function, self.memory)
 
     def instrument(self, around: Callable[..., int] | None) -> None:
         """Have the machine call `around(function, symbol, before, result, *arguments)` before and after every call that
@@ -35,6 +39,7 @@ class Library:
         import tvm_ffi
 
         self._machine["set_instrument"](None if around is None else tvm_ffi.convert(around))
+        self.calls.watch(around is not None)
 
     def _refuse_other_gpu(self) -> None:
         """UserError where a library for CUDA has no code that this machine's GPU runs."""
@@ -63,10 +68,10 @@ class Library:
             )
 
 
-def _open(path: Path, device: str) -> Any:
-    """The virtual machine over a library."""
+def _open(path: Path, device: str) -> list[Any]:
+    """The virtual machine over a library; for CUDA one more, without a pool of memory, to record graphs."""
     try:
-        return open_machine(path, device)
+        return open_machines(path, device, [True, False] if device == "cuda" else [True])
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} does not load: {reason}") from None

@@ -26,7 +26,6 @@ class CompiledModel:
         self.library = library
         self.metadata: Metadata = library.metadata
         self._memory = library.memory
-        self._functions = {name: library.function(name) for name in self.metadata.functions}
         self._parameters = parameters
         self._caches: Any = None
         self._num_pages = 0
@@ -66,6 +65,7 @@ class CompiledModel:
         shape = (num_pages, self.metadata.page_size, self.metadata.cache_width)
         self.caches = [self._memory.empty(shape, self.metadata.cache_dtype) for _ in range(self.metadata.num_caches)]
         self._caches = tvm_ffi.convert(self.caches)
+        self.library.calls.forget()
 
     def available_memory(self) -> int:
         """Bytes that the caches may share."""
@@ -79,7 +79,7 @@ class CompiledModel:
     def step(self, batch: Batch) -> StepOutput:
         """Append the batch's rows to the cache and run them."""
         assert len(batch.wanted) > 0
-        where = (batch.positions, batch.sequences, batch.page_table, batch.wanted)
+        where = (batch.positions, batch.sequences, self._pages(batch.page_table), batch.wanted)
         logits, hidden = self._run("prefill" if batch.expanded else "step", batch.tokens, *where)
         return StepOutput(logits, hidden, self._memory.read)
 
@@ -98,11 +98,11 @@ class CompiledModel:
         A device that can chooses by itself for requests that do not need the logits, so that only ids come back.
         RuntimeError where logits are not finite.
         """
-        there = [draw for draw in draws if "sample" in self._functions and not draw.params.needs_logits]
+        there = [draw for draw in draws if "sample" in self.metadata.functions and not draw.params.needs_logits]
         tokens: dict[int, int] = {}
         if there:
-            words = self._memory.pass_in(np.stack([draw.words() for draw in there]), "int32")
-            ids = self._memory.read(self._functions["sample"](output.logits_tensor, words))
+            words = np.stack([draw.words() for draw in there]).astype(np.int32, copy=False)
+            ids = self._memory.read(self.library.calls("sample", [output.logits_tensor, words]))
             tokens = {draw.row: draw.from_device(int(token)) for draw, token in zip(there, ids, strict=True)}
         else:
             self._memory.wait()
@@ -111,17 +111,23 @@ class CompiledModel:
     def _layer_inputs(self, batch: DraftBatch) -> list[Any]:
         hidden = batch.hidden
         if isinstance(hidden, np.ndarray):
-            hidden = self._memory.pass_in(hidden, "float32")
-        return [hidden, batch.sources, batch.positions, batch.sequences, batch.page_table]
+            hidden = hidden.astype(np.float32, copy=False)
+        return [hidden, batch.sources, batch.positions, batch.sequences, self._pages(batch.page_table)]
 
     def _run(self, function: str, tokens: np.ndarray, *inputs: Any) -> Any:
-        """Call a function; arrays of inputs are int32, and what is none lies on the device already."""
+        """Call a function; what is no array lies on the device already."""
         assert self._caches is not None, "allocate_cache comes before the first step"
         assert 0 < len(tokens) <= self.metadata.max_rows
-        passed = [
-            self._memory.pass_in(each, "int32") if isinstance(each, np.ndarray) else each for each in (tokens, *inputs)
-        ]
-        return self._functions[function](*passed, self._caches, self._parameters)
+        return self.library.calls(function, [tokens, *inputs], self._caches, self._parameters)
+
+    def _pages(self, page_table: np.ndarray) -> np.ndarray:
+        """The table, where few shapes are better with a power of two of columns, as sequences grow."""
+        if not self.library.calls.prefers_few_shapes:
+            return page_table
+        sequences, longest = page_table.shape
+        padded = np.zeros((sequences, 1 << (longest - 1).bit_length()), np.int32)
+        padded[:, :longest] = page_table
+        return padded
 
 
 def set_threads(threads: int | None) -> int:

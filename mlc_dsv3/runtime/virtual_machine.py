@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from mlc_dsv3.cuda import driver as cuda
 from mlc_dsv3.metal import driver as metal
 from mlc_dsv3.vulkan import native as vulkan
 
-_FIRST_DEVICE, _POOLED_ALLOCATOR = 0, 2
+_FIRST_DEVICE = 0
+_UNPOOLED_ALLOCATOR, _POOLED_ALLOCATOR = 1, 2
 # DLPack's.
 DEVICE_CODES = {"cpu": 1, "cuda": 2, "vulkan": 7, "metal": 8}
 
@@ -37,19 +39,25 @@ def load_runtime() -> None:
     metal.load()
 
 
-def open_machine(library: Path, device: str = "cpu") -> Any:
-    """The Relax virtual machine over a compiled library on a device: a module whose `get_function` finds functions.
+def open_machines(library: Path, device: str, pooled: Sequence[bool]) -> list[Any]:
+    """Relax virtual machines over a compiled library on a device, whose `get_function` finds functions: one for each of
+    `pooled`, which says whether it keeps a pool of memory.
 
     Raises RuntimeError, OSError or AttributeError, in TVM's words, for a file that is no such library.
     """
     load_runtime()
     import tvm_ffi
 
-    machine = tvm_ffi.load_module(str(library.absolute()))["vm_load_executable"]()
+    loaded = tvm_ffi.load_module(str(library.absolute()))
     # The host comes last, for what is computed there.
     devices = [DEVICE_CODES[device]] + ([DEVICE_CODES["cpu"]] if device != "cpu" else [])
-    machine["vm_initialization"](*(value for code in devices for value in (code, _FIRST_DEVICE, _POOLED_ALLOCATOR)))
-    return machine
+    machines = []
+    for each in pooled:
+        machine = loaded["vm_load_executable"]()
+        allocator = _POOLED_ALLOCATOR if each else _UNPOOLED_ALLOCATOR
+        machine["vm_initialization"](*(value for code in devices for value in (code, _FIRST_DEVICE, allocator)))
+        machines.append(machine)
+    return machines
 
 
 def usable_cores() -> int:

@@ -20,7 +20,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime import library as library_module
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.model import CompiledModel, set_threads
-from mlc_dsv3.runtime.virtual_machine import open_machine
+from mlc_dsv3.runtime.virtual_machine import open_machines
 from mlc_dsv3.weights import Artifact
 from relax_model.config import parse_config
 from relax_model.layout import layout_of
@@ -43,7 +43,8 @@ def test_metadata_says_what_the_library_is_for(tiny) -> None:
     assert metadata["functions"] == ["step", "prefill"]
     names = [name for p in parameters(config) for name in p.buffers(layout_of("q0f32"))]
     assert [name for name, _, _ in metadata["parameters"]] == names
-    assert json.loads(str(open_machine(tiny.library).get_function("_metadata")())) == metadata
+    (machine,) = open_machines(tiny.library, "cpu", [True])
+    assert json.loads(str(machine.get_function("_metadata")())) == metadata
 
 
 def test_an_artifact_of_another_config_is_refused_by_the_field_that_differs(tiny, compiled) -> None:

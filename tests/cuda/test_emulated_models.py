@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emulated import run_tests
 
-CASES = "deepseek_v3 and transformers or quantized or drafts or bits_whatever"
+CASES = "deepseek_v3 and (transformers or graph or launches) or cuda_makes or quantized or drafts or bits_whatever"
 
 
 def test_models(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.experts.reading import Reader
+from mlc_dsv3.runtime import graphs
+from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.runtime.model import CompiledModel
 from mlc_dsv3.vulkan import native
@@ -95,6 +97,55 @@ def test_launches_of_a_decode_step(name: str, on_gpu: Callable[..., Driver], row
     of_layer = 8 if config.q_lora_rank is None else 9
     dense = config.moe_layers[: config.num_hidden_layers].count(False)  # they have one less
     assert launched == around + of_layer * config.num_hidden_layers - dense
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="other devices have no graphs")
+def test_a_step_that_comes_again_is_one_graph(
+    name: str, on_gpu: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, greedy = checkpoints.prompt(name), checkpoints.golden(name)["greedy"]
+    tokens, started = np.concatenate([prompt, greedy[:-1]]), []
+    count, chosen = driver_of(DEVICE).launches, on_gpu(name)
+    step = chosen.model.step
+
+    def counted(batch: Batch) -> StepOutput:
+        before = count()
+        output = step(batch)
+        started.append(count() - before)
+        return output
+
+    monkeypatch.setattr(chosen.model, "step", counted)
+    schedule = [[(0, 0, len(prompt))], *([(0, at, at + 1)] for at in range(len(prompt), len(tokens)))]
+    logits = chosen.run([tokens], schedule)[0].logits
+    assert np.array_equal(logits[len(prompt) - 1 :].argmax(axis=1), greedy)
+    # The first two of a shape are kernels.
+    assert started[1] == started[2] > 9
+    assert len(started) > 4 and set(started[3:]) == {1}
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="other devices have no graphs")
+def test_where_cuda_makes_no_graph_it_says_so_and_goes_on(
+    on_gpu: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def refused(name: str, *arguments: object) -> object:
+        if name == "end_graph" and arguments[0]:
+            native(name, False)
+            raise RuntimeError("recording a CUDA graph: out of luck")
+        return native(name, *arguments)
+
+    native, chosen = graphs.call, on_gpu("deepseek_v3")
+    prompt = checkpoints.prompt("deepseek_v3")[:2]
+    calls = chosen.model.library.calls
+    calls.forget()
+    expected = chosen.prefill(prompt).logits
+    monkeypatch.setattr(graphs, "call", refused)
+    try:
+        assert all(np.array_equal(chosen.prefill(prompt).logits, expected) for _ in range(5))
+        assert (
+            capsys.readouterr().err.count("kernel by kernel, which is slower: CUDA makes no graph of them (recor") == 1
+        )
+    finally:
+        calls.prefers_few_shapes = True
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])

@@ -1,0 +1,118 @@
+"""CUDA graphs of a library's functions: a step of few rows is recorded for its shapes, and then started as one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlc_dsv3.cuda.driver import call
+from mlc_dsv3.errors import warn
+from mlc_dsv3.runtime.calls import Calls, Functions
+from mlc_dsv3.runtime.memory import Memory
+
+# Longer inputs keep the GPU busy by themselves.
+_MOST_ROWS = 64
+# Calls of a shape before it is recorded. By then its kernels are loaded and have their temporary memory.
+_CALLS_BEFORE = 2
+_MOST_GRAPHS = 64
+
+
+@dataclass
+class _Graph:
+    """What is started, the tensors that it reads its inputs from, and what it returns, both kept where they are."""
+
+    handle: int
+    inputs: list[Any]
+    outputs: Any
+
+
+class GraphCalls(Calls):
+    """Calls functions as graphs, one for each combination of function and shapes that keeps coming.
+
+    A graph holds addresses. Its inputs are tensors of its own, or tensors of the device that come again; what it
+    allocates while it is recorded stays its own (`cuda/native/graph.cc`). The kernels' temporary memory is TVM's, which
+    exchanges it for more where a call needs that: then everything is recorded anew.
+    """
+
+    def __init__(self, functions: Functions, unpooled: Functions, memory: Memory) -> None:
+        """`unpooled` are the same functions on a machine that asks the device for whatever it needs."""
+        super().__init__(functions, memory)
+        self._unpooled = unpooled
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._calls: Counter[tuple[Any, ...]] = Counter()
+        self._is_watched = False
+        self.prefers_few_shapes = True
+
+    def __call__(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
+        """See `Calls`. What it returns may be overwritten by the next call of the same shapes."""
+        if self._is_watched or not self.prefers_few_shapes or not all(map(_is_short, inputs)):
+            return self._call(name, inputs, *fixed)
+        key = (name, *map(_identity, inputs))
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            self._calls[key] += 1
+            if self._calls[key] <= _CALLS_BEFORE or (graph := self._record(name, inputs, *fixed)) is None:
+                return self._call(name, inputs, *fixed)
+            if len(self._graphs) == _MOST_GRAPHS:
+                self._destroy(next(iter(self._graphs)))
+        else:
+            for tensor, given in zip(graph.inputs, inputs, strict=True):
+                if isinstance(given, np.ndarray):
+                    self._memory.write(tensor, given)
+        self._graphs[key] = graph  # behind those that were not used for longer
+        call("launch_graph", graph.handle)
+        return graph.outputs
+
+    def watch(self, watched: bool) -> None:
+        """See `Calls`: a graph calls nothing that could be looked at."""
+        self._is_watched = watched
+
+    def forget(self) -> None:
+        """See `Calls`."""
+        for key in list(self._graphs):
+            self._destroy(key)
+        self._calls.clear()
+
+    def _call(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
+        passed, function = self._passed_in(inputs), self._functions(name)
+        before = call("frees")
+        result = function(*passed, *fixed)
+        if call("frees") != before:
+            self.forget()
+        return result
+
+    def _record(self, name: str, inputs: Sequence[Any], *fixed: Any) -> _Graph | None:
+        """A graph, or None, with a warning, where the driver makes none: then there will be none at all."""
+        kept, function = self._passed_in(inputs), self._unpooled(name)
+        try:
+            call("begin_graph")
+            try:
+                outputs = function(*kept, *fixed)
+            except BaseException:
+                call("end_graph", False)
+                raise
+            return _Graph(int(call("end_graph", True)), kept, outputs)
+        except RuntimeError as error:
+            self.forget()
+            self.prefers_few_shapes = False
+            reason = str(error).strip().splitlines()[-1]
+            warn(f"steps are started kernel by kernel, which is slower: CUDA makes no graph of them ({reason})")
+            return None
+
+    def _destroy(self, key: tuple[Any, ...]) -> None:
+        call("destroy_graph", self._graphs.pop(key).handle)
+
+
+def _is_short(each: Any) -> bool:
+    return not isinstance(each, np.ndarray) or len(each) <= _MOST_ROWS
+
+
+def _identity(each: Any) -> tuple[Any, ...]:
+    """What a graph is made for: an array's shape and type, or a tensor of the device itself."""
+    if isinstance(each, np.ndarray):
+        return each.shape, str(each.dtype)
+    return each.data_ptr(), tuple(each.shape)
