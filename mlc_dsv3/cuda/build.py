@@ -9,8 +9,7 @@ from typing import Any
 
 from mlc_dsv3.cuda import driver
 from mlc_dsv3.cuda.nvcc import compile_source
-from relax_model.kernels import cuda_products
-from relax_model.kernels.attention import cuda_absorbed
+from relax_model.kernels import cuda_functions
 
 _HOOK, _FORCE_SOURCE = "target.build.cuda", "TVM_COMPILE_FORCE_FALLBACK"
 
@@ -44,7 +43,7 @@ def make_module(generated: Any, architectures: Sequence[str]) -> Any:
     import tvm_ffi
 
     source = generated.inspect_source("cuda")
-    code = compile_source(cuda_products.FUNCTIONS + cuda_absorbed.FUNCTIONS + source, architectures)
+    code = compile_source(cuda_functions.SOURCE + source, architectures)
     data = driver.call("with_machine_code", generated, code)
     if driver.missing() is None:
         return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda")(data)

@@ -16,23 +16,6 @@ from tvm.script import tirx as T
 
 from relax_model.kernels.gpu_tiles import GROUP, WORD, fill, inverse_root
 
-# What TVM has no operator for; the compiler puts it before the kernels. A fragment's places: PTX ISA, mma.m16n8k8.
-FUNCTIONS = """
-static __device__ __forceinline__ float mlc_tf32(float x) {
-  unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-}
-static __device__ __forceinline__ void mlc_mma_tf32(float* c, float a0, float a1, float a2, float a3, float b0,
-                                                    float b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
-        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
-"""
 _THREADS, _SIDE = 256, 64
 _WARPS = _THREADS // 32
 _STRIDE = GROUP + 4  # of a row in shared memory: a fragment's 32 values lie in 32 banks

@@ -296,7 +296,11 @@ def test_latents_are_appended(name: str) -> None:
 
 
 BLOCKS = [(0, 1), (0, 70), (100, 66), (63, 65)]  # first position and rows
-EXPANDED = {**SHAPES, "the widest": AttentionShape(1, 64, 192, 64, 256, True, 0.06, 16, "float32")}
+EXPANDED = {
+    **SHAPES,
+    "the widest": AttentionShape(1, 64, 192, 64, 256, True, 0.06, 16, "float32"),
+    "the widest, float16 cache": AttentionShape(2, 64, 192, 64, 256, False, 0.06, 16, "float16"),
+}
 # Keys and values are rounded to the cache's dtype.
 EXPANDED_TOLERANCE = {"float32": ATTENTION_TOLERANCE, "float16": 1e-2, "int8": 1e-2}
 

@@ -5,7 +5,7 @@
     weights  (16, 32)    16 threads a head, exp2 of score − largest
     sums     (16, rank) += weights · K's first channels   a warp rank / 8 of them, in float32 registers
 
-Its interface is that of `gpu_absorbed`'s by hand. Fragments' places are those of PTX ISA, mma.m16n8k16.
+Its interface is that of `gpu_absorbed`'s by hand; fragments' places are those of `cuda_functions`.
 """
 
 from __future__ import annotations
@@ -22,28 +22,6 @@ HEADS, KEYS, THREADS = 16, 32, 256
 _WARPS, _BESIDE, _PAD = THREADS // 32, THREADS // HEADS, 8
 _LOWEST = -1.0e30
 _VECTOR = 8
-
-FUNCTIONS = """
-static __device__ __forceinline__ unsigned mlc_half2(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-static __device__ __forceinline__ unsigned mlc_pair(const void* halves) { return *(const unsigned*)halves; }
-static __device__ __forceinline__ void mlc_transposed(unsigned* pair, const void* halves) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(pair[0]), "=r"(pair[1])
-               : "r"((unsigned)__cvta_generic_to_shared(halves)));
-}
-static __device__ __forceinline__ void mlc_mma_half(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                                    unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-"""
 
 
 def serves(shape: AttentionShape) -> bool:
@@ -169,7 +147,7 @@ class TensorCoreAttention:
                         T.evaluate(
                             T.call_extern(
                                 "void",
-                                "mlc_transposed",
+                                "mlc_matrices_2_turned",
                                 T.address_of(pair[0]),
                                 T.address_of(key[(s * 16 + lane % 16) * stride + (warp * tiles + n) * 8]),
                             )

@@ -2,7 +2,8 @@
 
     for as many heads at a time as `tile.scratch` holds, two launches:
     wide (heads, positions, nope + v) = latents · kv_b_projᵀ     a block 64 positions × 64 columns (`gpu_products`)
-    o (rows, heads, v)                                           a block a head and 64 rows (`gpu_flash`)
+    o (rows, heads, v)                                           a block a head and 64 rows (`gpu_flash`, on NVIDIA's
+                                                                  tensor cores `cuda_flash`)
 
 Keys and values of a position take heads · (nope + v) values, 64 KiB in float16 at DeepSeek-V3's widths: 8 GiB for a
 context of 128 Ki tokens, where heads in groups take what they are given, or one head's at least. A group is of whole
@@ -30,8 +31,9 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.attention import cuda_flash
 from relax_model.kernels.attention.gpu_cache import GpuTokens
-from relax_model.kernels.attention.gpu_flash import KEYS, ROWS, flash
+from relax_model.kernels.attention.gpu_flash import ROWS, FlashByHand
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import MANY_THREADS, SIDE, column_chunks, many_rows
@@ -56,7 +58,10 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * width, rank))
     # Positions of one head that the scratch holds.
     room = tile.scratch // (width * np.dtype(wide).itemsize)
-    multiply, attend = many_rows(tile, rank), flash(shape.query_width, shape.v)
+    multiply = many_rows(tile, rank)
+    on_tensor_cores = tile.tensor_cores and cuda_flash.serves(shape)
+    flash = cuda_flash.TensorCoreFlash(shape) if on_tensor_cores else FlashByHand(shape)
+    attend = flash.attend
 
     def query_at(Q, Table, row, head, k):
         """Channel k of a head's query, rotated behind `nope`, with the softmax's factor."""
@@ -65,12 +70,6 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
         turned = rotated(lambda e: Q[row, start + nope + e], Table, row, pair, shape.rope, shape.interleaved)
         channel = T.if_then_else(k < nope, Q[row, start + k], T.if_then_else(k - nope < half, *turned))
         return channel * T.float32(shape.score_factor)
-
-    def key_at(Wide, Cache, PageTable, sequence, place, k):
-        """Channel k of the key of a (head of the group, position)."""
-        h, at = place
-        shared = tokens.value(Cache, (PageTable[sequence, at // page], at % page), rank + k - nope)
-        return T.if_then_else(k < nope, T.Cast("float32", Wide[h, at, k]), shared)
 
     @T.prim_func(private=True, s_tir=True)
     def expanded_attention_gpu(
@@ -134,7 +133,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                             )
                 for b in T.thread_binding(tiles, "blockIdx.x"):
                     for h in T.thread_binding(together, "blockIdx.y"):
-                        for t in T.thread_binding(MANY_THREADS, "threadIdx.x"):
+                        for t in T.thread_binding(flash.threads, "threadIdx.x"):
                             # The tiles that see most begin first.
                             c, head = T.meta_var(tiles - 1 - b), T.meta_var(g * together + h)
                             last = T.meta_var(Positions[T.min(c * ROWS + ROWS - 1, n - 1)])
@@ -146,12 +145,16 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
 
                             attend(
                                 t,
-                                T.if_then_else(head < heads, last // KEYS + 1, 0),
+                                T.if_then_else(head < heads, last // flash.keys + 1, 0),
+                                h,
+                                last,
+                                Sequences[0],
                                 lambda r, k: query_at(Q, Table, T.min(c * ROWS + r, n - 1), head, k),
-                                lambda j, k: key_at(Wide, Cache, PageTable, Sequences[0], (h, T.min(j, last)), k),
-                                lambda j, k: T.Cast("float32", Wide[h, T.min(j, last), nope + k]),
                                 lambda r: Positions[T.min(c * ROWS + r, n - 1)],
                                 put,
+                                PageTable,
+                                Wide,
+                                Cache,
                             )
 
     return without(expanded_attention_gpu, *scale_names(layout))

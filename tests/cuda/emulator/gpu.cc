@@ -142,7 +142,7 @@ void run_block(const std::string& name, const std::vector<Warp>& warps, int thre
 
 void run_kernel(const CUfunc_st& function, const std::vector<uint8_t>& parameters, dim3 grid, dim3 size,
                 uint32_t dynamic) {
-  const int threads = size.x * size.y * size.z;
+  const uint32_t threads = size.x * size.y * size.z;
   const uint32_t bytes = (function.shared_bytes + dynamic + kAligned - 1) / kAligned * kAligned;
   static auto* pages = static_cast<uint8_t*>(mmap(nullptr, kShared + getpagesize(), PROT_READ | PROT_WRITE,
                                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -157,21 +157,26 @@ void run_kernel(const CUfunc_st& function, const std::vector<uint8_t>& parameter
         std::memset(block.shared, 0xff, bytes);
         block.meeting.members = threads;
         for (size_t w = 0; w < warps.size(); w++)
-          warps[w].meeting = {uint32_t(std::min(kWarp, threads - int(w) * kWarp)), 0, 0};
-        for (int t = 0; t < threads; t++) {
+          warps[w].meeting = {uint32_t(std::min<int>(kWarp, threads - w * kWarp)), 0, 0};
+        for (uint32_t t = 0; t < threads; t++) {
           Fibre& fibre = fibres()[t];
-          fibre.thread = Thread{{t % size.x, t / size.x % size.y, t / size.x / size.y},
-                                {size.x, size.y, size.z},
-                                {x, y, z},
-                                {grid.x, grid.y, grid.z},
-                                uint32_t(t),
-                                &block,
-                                &warps[t / kWarp],
-                                0,
-                                nullptr,
-                                0,
-                                false,
-                                {}};
+          Thread& thread = fibre.thread;
+          thread.set = thread.copies_waiting = thread.groups = 0;
+          thread.awaited = nullptr;
+          thread.done = false;
+          const uint32_t of_axes[][3] = {{t % size.x, t / size.x % size.y, t / size.x / size.y},
+                                         {size.x, size.y, size.z},
+                                         {x, y, z},
+                                         {grid.x, grid.y, grid.z}};
+          for (int axis = 0; axis < 3; axis++) {
+            thread.tid[axis] = of_axes[0][axis];
+            thread.ntid[axis] = of_axes[1][axis];
+            thread.ctaid[axis] = of_axes[2][axis];
+            thread.nctaid[axis] = of_axes[3][axis];
+          }
+          thread.number = t;
+          thread.block = &block;
+          thread.warp = &warps[t / kWarp];
           make_ready(fibre);
         }
         run_block(function.name, warps, threads);

@@ -49,6 +49,13 @@ struct Block {
   jmp_buf scheduler;
 };
 
+// An asynchronous copy into shared memory: here it is made when it is waited for, and no earlier.
+struct Copy {
+  uint8_t* to;
+  const uint8_t* from;
+  uint32_t count, taken, group;
+};
+
 struct Thread {
   uint32_t tid[3], ntid[3], ctaid[3], nctaid[3];
   uint32_t number;
@@ -58,6 +65,8 @@ struct Thread {
   const Meeting* awaited = nullptr;
   uint32_t awaited_round = 0;
   bool done = false;
+  Copy copies[128];
+  uint32_t copies_waiting = 0, groups = 0;
   jmp_buf here;
 
   uint32_t laneid() const { return number % kWarp; }
@@ -76,6 +85,27 @@ struct Thread {
   }
   void meet_block() { meet(block->meeting); }
   void meet_warp() { meet(warp->meeting); }
+
+  void copy(uint8_t* to, const uint8_t* from, uint32_t count, uint32_t taken) {
+    if (copies_waiting == sizeof copies / sizeof *copies) fail("too many copies that nobody waits for");
+    copies[copies_waiting++] = {to, from, count, taken, groups};
+  }
+  void end_group() { groups++; }
+  // Waits for all groups of copies but the last `left`.
+  void await_groups(uint32_t left) { await_copies(groups > left ? groups - left : 0); }
+  void await_copies(uint32_t before = ~0u) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < copies_waiting; i++) {
+      const Copy each = copies[i];
+      if (each.group >= before) {
+        copies[kept++] = each;
+        continue;
+      }
+      std::memset(each.to, 0, each.count);
+      std::memcpy(each.to, each.from, each.taken);
+    }
+    copies_waiting = kept;
+  }
 
   // Everybody's of the warp, once all have shown theirs.
   uint64_t (*show(uint64_t a, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0))[4] {
@@ -196,10 +226,6 @@ template <class P>
 P aligned(P address, uint64_t size) {
   if (reinterpret_cast<uint64_t>(address) % size) fail("an address is not aligned", address);
   return address;
-}
-inline void copy(uint8_t* to, const uint8_t* from, uint32_t count, uint32_t taken) {
-  std::memset(to, 0, count);
-  std::memcpy(to, from, taken);
 }
 
 template <class T>

@@ -25,7 +25,7 @@ _SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _BINARY = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^"}
 _FUNCTIONS_OF_ONE = {"rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh", "abs", "neg", "popc", "clz", "brev"}
 _SPACES = ("global", "shared", "local", "param", "const")
-_NOTHING = {"membar", "fence", "cp.async.commit_group", "griddepcontrol"}
+_NOTHING = {"membar", "fence"}
 _DECLARATION = re.compile(r"\.(?:reg)\s+\.(\w+)\s+%(\w+)<(\d+)>")
 _ARRAY = re.compile(
     r"\.(shared|local|global|const)\s+(?:\.align\s+(\d+)\s+)?\.[a-z](\d+)\s+([\w$]+)(?:\[(\d+)\])?(?:\s*=\s*\{(.*)\})?"
@@ -142,7 +142,7 @@ class _Translation:
         return f"{guard}{{ {translated} }}"
 
     def _operation(self, code: str, name: str, modifiers: list[str], operands: list[str]) -> str | None:
-        if name in _NOTHING or code in _NOTHING:
+        if name in _NOTHING:
             return ""
         method: Callable[..., str | None] | None = getattr(self, f"_{name}", None)
         if method is not None:
@@ -417,12 +417,16 @@ class _Translation:
     def _cp(self, modifiers: list[str], operands: list[str]) -> str | None:
         if "async" not in modifiers or "bulk" in modifiers:
             return None
-        if "wait_group" in modifiers or "wait_all" in modifiers:
-            return ""
+        if "commit_group" in modifiers:
+            return "t.end_group();"
+        if "wait_all" in modifiers:
+            return "t.await_copies();"
+        if "wait_group" in modifiers:
+            return f"t.await_groups({operands[0]});"
         to, source = self._address(operands[0], "shared"), self._address(operands[1], "global")
         count = int(operands[2])
         taken = self._value(operands[3], "u32") if len(operands) > 3 else str(count)
-        return f"copy(aligned({to}, {count}), aligned({source}, {count}), {count}, {taken});"
+        return f"t.copy(aligned({to}, {count}), aligned({source}, {count}), {count}, {taken});"
 
 
 def _register(name: str) -> str:
