@@ -1,6 +1,7 @@
 """What TVM has no operator for on NVIDIA's GPUs, as functions in CUDA C++ that the compiler puts before the kernels.
 
-Fragments' places, of what a lane holds of a matrix, are those of PTX ISA: mma.m16n8k8, mma.m16n8k16 and ldmatrix.
+Fragments' places, of what a lane holds of a matrix, are those of PTX ISA: mma.m16n8k8, mma.m16n8k16 and ldmatrix, whose
+rows of 16 bytes are eight values of float16 or four of TF32.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ static __device__ __forceinline__ float mlc_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __uint_as_float(bits);
 }
-static __device__ __forceinline__ void mlc_mma_tf32(float* c, float a0, float a1, float a2, float a3, float b0,
-                                                    float b1) {
+static __device__ __forceinline__ void mlc_mma_tf32(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                                    unsigned b0, unsigned b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
-        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 static __device__ __forceinline__ float mlc_exp2(float x) {
   float power;

@@ -18,8 +18,8 @@ from relax_model.kernels.gpu_tiles import GROUP, WORD, fill, inverse_root
 
 _THREADS, _SIDE = 256, 64
 _WARPS = _THREADS // 32
-_STRIDE = GROUP + 4  # of a row in shared memory: a fragment's 32 values lie in 32 banks
-_M, _N, _K = 16, 8, 8
+_STRIDE = GROUP + 4  # of a row in shared memory: eight rows of a fragment lie in 32 banks
+_M, _N, _K, _HALF = 16, 8, 8, 4
 _VECTOR = 4
 
 
@@ -27,12 +27,13 @@ def _tf32(value: Any) -> Any:
     return T.call_extern("float32", "mlc_tf32", value)
 
 
-def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callable[..., Any]:
+def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: bool) -> Callable[..., Any]:
     """See `gpu_products.many_rows`; `height` is 16, 32 or 64."""
     down = height // _M  # tiles of rows, each a warp's
     across = _SIDE // _N // (_WARPS // down)  # tiles of outputs of a warp
     each = height * GROUP // _THREADS  # columns of x that a thread fetches
     by_row, normed, whole = GROUP // each, eps is not None, width % GROUP == 0
+    run = min(each, _VECTOR)  # columns of a load
 
     @T.inline
     def fetch(c, t, w, x, norm, elements, scales, values, weights):
@@ -41,15 +42,59 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callab
             elements[i] = w.element(t // 4, c * GROUP + t % 4 * WORD, i)
         if w.matrix.scaled:
             scales[0] = w.scale(t // 4, c * GROUP + t % 4 * WORD)
-        for i in T.unroll(each):
-            column = T.meta_var(c * GROUP + t % by_row * each + i)
-            values[i] = (
-                x(t // by_row, column)
-                if whole
-                else T.if_then_else(column < width, x(t // by_row, column), T.float32(0))
+        if whole and in_runs:
+            for i in T.unroll(each // run):
+                column = T.meta_var(c * GROUP + t % by_row * each + i * run)
+                for v in T.vectorized(run):
+                    values[i * run + v] = x(t // by_row, column + v)
+                if normed:
+                    for v in T.vectorized(run):
+                        weights[i * run + v] = norm(column + v)
+        else:
+            for i in T.unroll(each):
+                column = T.meta_var(c * GROUP + t % by_row * each + i)
+                values[i] = T.if_then_else(column < width, x(t // by_row, column), T.float32(0))
+                if normed:
+                    weights[i] = T.if_then_else(column < width, norm(column), T.float32(0))
+
+    @T.inline
+    def fragments(to, source, row):
+        """Four matrices of eight rows and four columns, of which the lane names a row of one."""
+        T.evaluate(T.call_extern("void", "mlc_matrices_4", T.address_of(to[0]), T.address_of(source[row])))
+
+    @T.inline
+    def add(total, n, a, b, i):
+        """To the warp's tile n of outputs, with half i of `b`."""
+        T.evaluate(
+            T.call_extern(
+                "void",
+                "mlc_mma_tf32",
+                T.address_of(total[n * 4]),
+                a[0],
+                a[1],
+                a[2],
+                a[3],
+                b[i * 2],
+                b[i * 2 + 1],
             )
-            if normed:
-                weights[i] = norm(column) if whole else T.if_then_else(column < width, norm(column), T.float32(0))
+        )
+
+    @T.inline
+    def products(lane, top, first, left, right, a, b, total):
+        """A load of W's fragments is for two tiles of outputs, or where a warp has one, for two steps."""
+        for k in T.unroll(GROUP // (2 * _K)):
+            if across == 1:
+                fragments(b, right, (first + lane % 8) * _STRIDE + lane // 8 * _HALF + k * 2 * _K)
+            for step in T.unroll(2):
+                fragments(a, left, (top + lane % 16) * _STRIDE + lane // 16 * _HALF + (k * 2 + step) * _K)
+                if across == 1:
+                    add(total, 0, a, b, step)
+                else:
+                    for n in T.unroll(across // 2):
+                        output = T.meta_var(first + n * 2 * _N + lane // 16 * _N + lane % 8)
+                        fragments(b, right, output * _STRIDE + lane // 8 % 2 * _HALF + (k * 2 + step) * _K)
+                        for i in T.unroll(2):
+                            add(total, n * 2 + i, a, b, i)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):
@@ -60,12 +105,15 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callab
         scales = T.alloc_buffer((1,), w.matrix.dtypes[1], scope="local")
         values = T.alloc_buffer((each,), "float32", scope="local")
         weights = T.alloc_buffer((each,), "float32", scope="local")
-        run = T.alloc_buffer((WORD + 1,), "float32", scope="local")
+        word = T.alloc_buffer((WORD + 1,), "float32", scope="local")
         total = T.alloc_buffer((across * 4,), "float32", scope="local")
+        a = T.alloc_buffer((4,), "uint32", scope="local")
+        b = T.alloc_buffer((4,), "uint32", scope="local")
         square = T.alloc_buffer((1,), "float32", scope="local")
         sums = T.alloc_buffer((3,), "float32", scope="local")
-        # Of the warp: its first row and output; of the lane: its row, and its column or pair of outputs.
+        # Of the warp: its first row and output; of the lane: the row and the pair of outputs of its sums.
         top, first = T.meta_var(t // 32 % down * _M), T.meta_var(t // 32 // down * (across * _N))
+        lane = T.meta_var(t % 32)
         lane_row, lane_column = T.meta_var(t % 32 // 4), T.meta_var(t % 4)
         square[0] = T.float32(0)
         for i in T.unroll(across * 4):
@@ -73,10 +121,10 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callab
         if chunks > 0:
             fetch(0, t, w, x, norm, elements, scales, values, weights)
         for c in T.serial(chunks):
-            fill(run, w.held(elements, scales, 0))
+            fill(word, w.held(elements, scales, 0))
             for i in T.unroll(WORD // _VECTOR):
                 for v in T.vectorized(_VECTOR):
-                    right[t // 4 * _STRIDE + t % 4 * WORD + i * _VECTOR + v] = _tf32(run[i * _VECTOR + v] * run[WORD])
+                    right[t // 4 * _STRIDE + t % 4 * WORD + i * _VECTOR + v] = _tf32(word[i * _VECTOR + v] * word[WORD])
             for i in T.unroll(each):
                 if normed:
                     square[0] = square[0] + values[i] * values[i]
@@ -84,23 +132,7 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool) -> Callab
                 left[t // by_row * _STRIDE + t % by_row * each + i] = _tf32(values[i])
             T.evaluate(T.tvm_storage_sync("shared"))
             fetch(T.min(c + 1, chunks - 1), t, w, x, norm, elements, scales, values, weights)
-            for k in T.unroll(GROUP // _K):
-                for n in T.unroll(across):
-                    row = T.meta_var((top + lane_row) * _STRIDE + k * _K + lane_column)
-                    output = T.meta_var((first + n * _N + lane_row) * _STRIDE + k * _K + lane_column)
-                    T.evaluate(
-                        T.call_extern(
-                            "void",
-                            "mlc_mma_tf32",
-                            T.address_of(total[n * 4]),
-                            left[row],
-                            left[row + 8 * _STRIDE],
-                            left[row + 4],
-                            left[row + 8 * _STRIDE + 4],
-                            right[output],
-                            right[output + 4],
-                        )
-                    )
+            products(lane, top, first, left, right, a, b, total)
             T.evaluate(T.tvm_storage_sync("shared"))
         if normed:
             square_part[t] = square[0]

@@ -227,14 +227,22 @@ def load(row, base, column, width, x):
 
 
 def many_rows(
-    tile: GpuTile, width: int, height: int = SIDE, eps: float | None = None, gated: bool = False
+    tile: GpuTile,
+    width: int,
+    height: int = SIDE,
+    eps: float | None = None,
+    gated: bool = False,
+    *,
+    in_runs: bool = True,
 ) -> Callable[..., Any]:
     """Statement `multiply(t, chunks, w, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
-    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. On tensor cores, but for float32."""
+    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. On tensor cores, but for float32.
+
+    `in_runs`: x(row, column) may be asked for neighbouring columns at once."""
     by_hand = _by_hand(width, height, eps, gated)
     if not tile.tensor_cores:
         return by_hand
-    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated)
+    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated, in_runs)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):
