@@ -355,16 +355,16 @@ def check_appended(
 
 
 def test_other_tiles() -> None:
-    """More threads than heads, keys or columns, and fewer."""
+    """More threads than heads, keys, columns or parts, and fewer."""
     layout = layout_of("q4f16_1")
     arrays, exact = stored(layout, normal(70, 96))
     x = normal(3, 96)
     for threads, lanes, rows in [(32, 8, 2), (128, 32, 8), (256, 16, 1)]:
-        tile = dataclasses.replace(TILE, threads=threads, lanes=lanes, rows=rows)
+        tile = dataclasses.replace(TILE, threads=threads, lanes=lanes, rows=rows, split=8)
         (found,) = run_gpu("linear", (layout, 70, 96, False), [x, *arrays], ((3, 70), "float32"), tile=tile)
         assert np.abs(found - x.astype(np.float64) @ exact.T).max() < 1e-4
-        world = World(SHAPES["float16 cache"], "q4f16_1", (70, 33))
-        some = (world.queries(3), np.array([69, 3, 32], np.int32), np.array([0, 0, 1], np.int32))
+        world = World(SHAPES["float16 cache"], "q4f16_1", (300, 33))
+        some = (world.queries(3), np.array([299, 3, 32], np.int32), np.array([0, 0, 1], np.int32))
         kv_a, weight = normal(3, world.shape.latent_width), normal(world.shape.kv_lora_rank)
         values, world.cache = world.absorbed(*some, kv_a, weight, tile)
         assert error(values, world.expected(*some)) < ATTENTION_TOLERANCE

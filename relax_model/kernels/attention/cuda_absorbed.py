@@ -67,9 +67,9 @@ class TensorCoreAttention:
                 for q in T.unroll(4):
                     head = T.meta_var(T.min(g * HEADS + row + q % 2 * 8, shape.heads - 1))
                     channel = T.meta_var((half * half_steps + s) * 16 + q // 2 * 8 + column)
-                    query[s * 4 + q] = T.call_extern(
-                        "uint32", "mlc_half2", Q[i, head, channel], Q[i, head, channel + 1]
-                    )
+                    for v in T.vectorized(2):
+                        own[v] = Q[i, head, channel + v]
+                    query[s * 4 + q] = T.call_extern("uint32", "mlc_half2", own[0], own[1])
             for n in T.unroll(tiles * 4):
                 out[n] = T.float32(0)
             state[0] = T.float32(_LOWEST)

@@ -13,6 +13,9 @@ bits depend on neither the other rows nor on how many parts there are beside its
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -27,6 +30,7 @@ from relax_model.layout import Layout
 
 _LOWEST = -3.0e38
 _MOST_THREADS = 256
+_AT_ONCE = 8  # parts of which a thread asks for a sum
 _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each merges the parts again
 
 
@@ -142,6 +146,63 @@ class ByHand:
         self.attend, self.each_head, self.each_sum = attend, each_head, each_sum
 
 
+def _merger(threads: int, rank: int, behind: int) -> Callable[..., Any]:
+    """Statement `merge(t, parts, part, latent)`: the weighted mean of a row's parts in the shared buffer `latent`, for
+    all of the block's threads to see once they have met. part(s, k) is sum k of part s, and from k = `behind` on its
+    largest score and its sum of weights.
+
+    Memory takes long to answer: the threads ask for the parts' scores together, and each for some sums at once.
+    """
+    columns = -(-rank // threads)
+
+    @T.inline
+    def merge(t, parts, part, latent):
+        score = T.alloc_buffer((threads,), "float32", scope="shared")
+        factor = T.alloc_buffer((threads + _AT_ONCE,), "float32", scope="shared")  # of a part's sums
+        weight = T.alloc_buffer((threads,), "float32", scope="shared")
+        state = T.alloc_buffer((4,), "float32", scope="local")  # largest score, sum of weights; the new one, a factor
+        held = T.alloc_buffer((_AT_ONCE,), "float32", scope="local")
+        total = T.alloc_buffer((columns,), "float32", scope="local")
+        state[0] = T.float32(_LOWEST)
+        state[1] = T.float32(0)
+        for u in T.unroll(columns, annotations=UNROLL):
+            total[u] = T.float32(0)
+        for c in T.serial((parts + threads - 1) // threads):
+            count = T.meta_var(T.min(parts - c * threads, threads))
+            T.evaluate(T.tvm_storage_sync("shared"))  # others may still read those before
+            if t < count:
+                score[t] = part(c * threads + t, behind)
+                weight[t] = part(c * threads + t, behind + 1)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            state[2] = state[0]
+            for s in T.serial(count):
+                state[2] = T.max(state[2], score[s])
+            state[3] = T.exp2(state[0] - state[2])
+            state[0] = state[2]
+            if t < count:
+                factor[t] = T.exp2(score[t] - state[0])
+            T.evaluate(T.tvm_storage_sync("shared"))
+            state[1] = state[1] * state[3]
+            for s in T.serial(count):
+                state[1] = state[1] + weight[s] * factor[s]
+            for u in T.unroll(columns, annotations=UNROLL):
+                total[u] = total[u] * state[3]
+                column = T.meta_var(T.min(u * threads + t, rank - 1))
+                for b in T.serial((count + _AT_ONCE - 1) // _AT_ONCE):
+                    for j in T.unroll(_AT_ONCE):
+                        held[j] = part(c * threads + T.min(b * _AT_ONCE + j, count - 1), column)
+                    for j in T.unroll(_AT_ONCE):
+                        total[u] = total[u] + T.if_then_else(
+                            b * _AT_ONCE + j < count, held[j] * factor[b * _AT_ONCE + j], T.float32(0)
+                        )
+        T.evaluate(T.tvm_storage_sync("shared"))  # `latent` may lie where others still read factors
+        for u in T.unroll(columns, annotations=UNROLL):
+            if u * threads + t < rank:
+                latent[u * threads + t] = total[u] / state[1]
+
+    return merge
+
+
 @kernel("absorbed_values", "gpu")
 def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> PrimFunc:
     """Queries over all cached positions up to each row's own, and W_UV of each head.
@@ -159,7 +220,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
         inner.heads,
     )
     rank, width, page, split = shape.kv_lora_rank, shape.latent_width, shape.page_size, tile.split
-    groups, merged = -(-shape.heads // heads), -(-rank // tile.threads)
+    groups = -(-shape.heads // heads)
     few, rows, outputs = tile.few, tile.rows, tile.outputs
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (shape.heads * shape.expanded_width, rank))
     passes = min(_PASSES, -(-shape.v // outputs))
@@ -173,6 +234,8 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
             Matrix(layout, rank, data, scale),
             lambda o: head * shape.expanded_width + shape.nope + T.min(first + o, shape.v - 1),
         )
+
+    merge = _merger(tile.threads, rank, aligned)
 
     @T.prim_func(private=True, s_tir=True)
     def absorbed_values_gpu(
@@ -253,24 +316,8 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                     for i in T.thread_binding(n, "blockIdx.y"):
                         for t in T.thread_binding(tile.threads, "threadIdx.x"):
                             latent = T.alloc_buffer((rank,), "float32", scope="shared")
-                            whole = T.alloc_buffer((3,), "float32", scope="local")  # largest, sum of weights, sum
                             head, parts = T.meta_var(b // blocks_few), T.meta_var(Positions[i] // split + 1)
-                            whole[0] = T.float32(_LOWEST)
-                            for s in T.serial(parts):
-                                whole[0] = T.max(whole[0], Part[i * splits + s, head, aligned])
-                            whole[1] = T.float32(0)
-                            for s in T.serial(parts):
-                                whole[1] = whole[1] + Part[i * splits + s, head, aligned + 1] * T.exp2(
-                                    Part[i * splits + s, head, aligned] - whole[0]
-                                )
-                            for u in T.serial(merged):
-                                if u * tile.threads + t < rank:
-                                    whole[2] = T.float32(0)
-                                    for s in T.serial(parts):
-                                        whole[2] = whole[2] + Part[i * splits + s, head, u * tile.threads + t] * T.exp2(
-                                            Part[i * splits + s, head, aligned] - whole[0]
-                                        )
-                                    latent[u * tile.threads + t] = whole[2] / whole[1]
+                            merge(t, parts, lambda s, k: Part[i * splits + s, head, k], latent)
                             T.evaluate(T.tvm_storage_sync("shared"))
                             for p in T.serial(passes):
                                 first = T.meta_var((b % blocks_few * passes + p) * outputs)

@@ -33,7 +33,8 @@ class Appender:
     squares float32 (threads,), and in codes values (Appender.codes,) and largest (Appender.groups,) are shared memory.
     """
 
-    def __init__(self, shape: AttentionShape, eps: float, threads: int) -> None:
+    def __init__(self, shape: AttentionShape, eps: float, threads: int, warp: int) -> None:
+        """Threads of a warp pass sums among themselves, where it is known that they are `warp`."""
         rank, pairs = shape.kv_lora_rank, shape.rope // 2
         tokens = GpuTokens(shape)
         groups, codes = tokens.groups, tokens.groups * GROUP
@@ -47,6 +48,10 @@ class Appender:
             for w in T.serial(-(-rank // threads)):
                 if T.And(w * threads + t < rank, own < n):
                     total[0] = total[0] + KvA[own, w * threads + t] * KvA[own, w * threads + t]
+            for step in T.unroll(max(warp, 1).bit_length() - 1):
+                total[0] = total[0] + T.tvm_warp_shuffle_xor(
+                    T.uint32(0xFFFFFFFF), total[0], T.shift_right(T.int32(warp // 2), step), warp, warp
+                )
             squares[t] = total[0]
             if tokens.in_codes:
                 for w in T.serial(each):
@@ -61,8 +66,8 @@ class Appender:
                 """The row, normalised and rotated, into `out` at place(k) for channel k."""
                 factor = T.alloc_buffer((1,), "float32", scope="local")
                 factor[0] = T.float32(0)
-                for s in T.serial(threads):
-                    factor[0] = factor[0] + squares[s]
+                for s in T.serial(threads // max(warp, 1)):
+                    factor[0] = factor[0] + squares[s * max(warp, 1)]
                 factor[0] = inverse_root(factor[0], rank, eps)
                 for w in T.serial(-(-rank // threads)):
                     if T.And(w * threads + t < rank, own < n):
@@ -143,7 +148,7 @@ def latent_append(shape: AttentionShape, eps: float, *, tile: GpuTile) -> PrimFu
     (rows,), page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width).
     """
     threads, page = tile.threads, shape.page_size
-    append = Appender(shape, eps, threads)
+    append = Appender(shape, eps, threads, tile.warp)
     square, put, compare, encode = append.square, append.put, append.compare, append.encode
 
     @T.prim_func(private=True, s_tir=True)

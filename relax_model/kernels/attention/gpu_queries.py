@@ -35,7 +35,7 @@ def absorb_append(layout: Layout, shape: AttentionShape, eps: float, *, tile: Gp
     # A thread takes eight columns of every eighth row of W_UK.
     words = threads // WORD
     rotate_query = rotator(shape.rope, shape.interleaved, shape.score_factor)
-    append = Appender(shape, eps, threads)
+    append = Appender(shape, eps, threads, tile.warp)
     square, put, compare, encode = append.square, append.put, append.compare, append.encode
 
     def absorber(rows: int) -> Callable[..., Any]:
