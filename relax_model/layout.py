@@ -35,20 +35,23 @@ class FloatLayout:
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """Groups of `group_size` neighbours in a row share a float16 scale: value = (q − `zero`) · scale.
+    """Groups of `group_size` neighbours in a row share a scale: value = (q − `zero`) · scale, or e4m3(q) · scale.
 
     `bits`-wide codes are packed into uint32, the first in the lowest bits (mlc-llm's `q4f16_1`, layout NK).
-    A row whose width is no multiple of the group is padded with codes of value zero.
+    A row whose width is no multiple of the group is padded with codes of value zero. Codes of `e4m3` are 8-bit floats
+    (arXiv:2209.05433), as DeepSeek-V3's checkpoint has them: 128 columns of a row are in one of its blocks.
     """
 
     name: str
     bits: int
     group_size: int = 32
+    scale_dtype: str = "float16"
+    e4m3: bool = False
 
     @property
     def zero(self) -> int:
-        """The code that stands for zero: 7 for 4 bits, 127 for 8; codes run from 0 to twice this."""
-        return 2 ** (self.bits - 1) - 1
+        """The code that stands for zero: 7 for 4 bits, 127 for 8; codes run from 0 to twice this. Of floats it is 0."""
+        return 0 if self.e4m3 else 2 ** (self.bits - 1) - 1
 
     @property
     def codes_per_word(self) -> int:
@@ -65,7 +68,7 @@ class GroupLayout:
         words = groups * self.group_size // self.codes_per_word
         return {
             "q_weight": BufferSpec((*shape[:-1], words), "uint32"),
-            "q_scale": BufferSpec((*shape[:-1], groups), "float16"),
+            "q_scale": BufferSpec((*shape[:-1], groups), self.scale_dtype),
         }
 
 
@@ -121,6 +124,7 @@ _LAYOUTS: dict[str, Layout] = {
         FloatLayout("q0f16", "float16"),
         FloatLayout("q0bf16", "bfloat16"),
         *_GROUPED,
+        GroupLayout("e4m3f32_1", bits=8, group_size=128, scale_dtype="float32", e4m3=True),
         *(PackedLayout(f"{group.name}+vnni16", group) for group in _GROUPED),
     )
 }

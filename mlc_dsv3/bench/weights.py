@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mlc_dsv3.folders import cache_folder
@@ -22,7 +22,7 @@ from mlc_dsv3.weights.chat_config import artifact_model_config
 from mlc_dsv3.weights.plan import TENSOR_CACHE, plan
 from mlc_dsv3.weights.writer import Piece, write_artifact
 from relax_model.config import ModelConfig, parse_config
-from relax_model.layout import BufferSpec, layout_of
+from relax_model.layout import BufferSpec, GroupLayout, PackedLayout, layout_of
 from relax_model.parameters import parameters
 
 # Raised when other values are written for the same configuration.
@@ -83,20 +83,24 @@ def random_values(
 
     Whatever order a layout keeps its codes in, they are random alike, and only the quantization's bits matter.
     """
-    scale = width**-0.5
-    bits = re.match(r"q(\d+)", quantization)
-    assert bits is not None
+    scale, layout = width**-0.5, layout_of(quantization)
     if name.endswith("norm.weight"):
         return np.ones(count, dtype)
-    if dtype == "uint32":
-        return _codes(random, count, int(bits[1]))
-    if name.endswith("q_scale"):
-        # Uniform codes from −(2ⁿ⁻¹−1) to 2ⁿ⁻¹−1 have this standard deviation times their largest.
-        return np.full(count, scale / (3**-0.5 * (2 ** (int(bits[1]) - 1) - 1)), dtype)
+    codes = layout.base if isinstance(layout, PackedLayout) else layout
+    if isinstance(codes, GroupLayout) and dtype == "uint32":
+        return _e4m3_codes(random, count) if codes.e4m3 else _codes(random, count, codes.bits)
+    if isinstance(codes, GroupLayout) and name.endswith("q_scale"):
+        # Uniform codes have this standard deviation times their largest, those of floats one of 1.
+        return np.full(count, scale if codes.e4m3 else scale / (3**-0.5 * codes.zero), dtype)
     values = random.standard_normal(count, np.float32) * np.float32(scale)
     if dtype == "bfloat16":
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     return values.astype(dtype)
+
+
+def _e4m3_codes(random: np.random.Generator, count: int) -> np.ndarray:
+    """Words of normally distributed 8-bit floats."""
+    return random.standard_normal(4 * count, np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint32)
 
 
 def _codes(random: np.random.Generator, count: int, bits: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """How weights are stored: one file a scheme, entered in `registry` by the type of its layout."""
 
 from mlc_dsv3.quantization import float, group, packed  # noqa: F401  (entering themselves in the registry)
+from mlc_dsv3.quantization.group import keep_e4m3
 from mlc_dsv3.quantization.packed import pack
 from mlc_dsv3.quantization.registry import ValueRangeError, dequantize, quantize
 
-__all__ = ["ValueRangeError", "dequantize", "pack", "quantize"]
+__all__ = ["ValueRangeError", "dequantize", "keep_e4m3", "pack", "quantize"]

@@ -75,6 +75,17 @@ class Checkpoint:
             apply_block_scales(values, scales, self._scale_block, start - first * height)
         return values
 
+    def read_e4m3(self, name: str, start: int, stop: int, group: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows `start` to `stop` as they are stored: uint8 e4m3 codes (rows, columns), and the float32 scales of each
+        row's groups of `group` columns (rows, groups); None where the tensor is not in such codes and groups."""
+        self.check(name)
+        height, width = self._scale_block
+        if self._entry(name).dtype != "F8_E4M3" or width != group:
+            return None
+        first = start // height
+        scales = self._read(name + _SCALE_SUFFIX, first, -(-stop // height))
+        return self._raw(name, start, stop).reshape(stop - start, -1), scales[np.arange(start, stop) // height - first]
+
     def check(self, name: str) -> None:
         """UserError where the tensor is missing, of a dtype that is not read, or fp8 without scales that fit."""
         entry = self._entry(name)
@@ -105,10 +116,14 @@ class Checkpoint:
         return self._files[name].tensors[name]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        entry = self._entry(name)
+        return to_float32(self._raw(name, start, stop), entry.dtype, (stop - start, *entry.shape[1:]))
+
+    def _raw(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The bytes of rows."""
         entry, file = self._entry(name), self._files[name]
         row_bytes = entry.nbytes // (entry.shape[0] if entry.shape else 1)
-        raw = file.read(entry.offset + start * row_bytes, (stop - start) * row_bytes)
-        return to_float32(raw, entry.dtype, (stop - start, *entry.shape[1:]))
+        return file.read(entry.offset + start * row_bytes, (stop - start) * row_bytes)
 
     def _is_scale(self, name: str) -> bool:
         return name.endswith(_SCALE_SUFFIX) and name.removesuffix(_SCALE_SUFFIX) in self._files

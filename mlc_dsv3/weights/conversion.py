@@ -12,7 +12,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
-from mlc_dsv3.quantization import ValueRangeError, quantize
+from mlc_dsv3.quantization import ValueRangeError, keep_e4m3, quantize
 from mlc_dsv3.weights import chat_config
 from mlc_dsv3.weights.checkpoint import Checkpoint
 from mlc_dsv3.weights.files import Progress
@@ -20,7 +20,7 @@ from mlc_dsv3.weights.names import check_tensors, sources
 from mlc_dsv3.weights.plan import SHARD_BYTES, plan
 from mlc_dsv3.weights.writer import Piece, write_artifact
 from relax_model.config import parse_config
-from relax_model.layout import FloatLayout, Layout, PackedLayout, layout_of
+from relax_model.layout import FloatLayout, GroupLayout, Layout, PackedLayout, layout_of
 from relax_model.parameters import Parameter, parameters
 
 _BLOCK_VALUES = 1 << 18  # float32 values of a block: small enough for the cache, large enough to forget the calls
@@ -103,10 +103,14 @@ def spans(rows: int, parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 def _store(checkpoint: Checkpoint, block: _Block, layout: Layout) -> dict[str, np.ndarray]:
     """Full name → stored rows. What is no matrix stays float32, and is one row a value or a row."""
-    parameter, values = block.parameter, checkpoint.read_rows(block.source, block.start, block.stop)
+    parameter, rows = block.parameter, (block.source, block.start, block.stop)
     try:
-        if parameter.matrix:
-            return {f"{parameter.name}.{suffix}": array for suffix, array in quantize(layout, values).items()}
-        return {parameter.name: quantize(_EXACT, values.reshape(len(values), -1))["weight"]}
+        if not parameter.matrix:
+            values = checkpoint.read_rows(*rows)
+            return {parameter.name: quantize(_EXACT, values.reshape(len(values), -1))["weight"]}
+        keeps = isinstance(layout, GroupLayout) and layout.e4m3
+        kept = checkpoint.read_e4m3(*rows, layout.group_size) if keeps else None
+        arrays = quantize(layout, checkpoint.read_rows(*rows)) if kept is None else keep_e4m3(layout, *kept)
+        return {f"{parameter.name}.{suffix}": array for suffix, array in arrays.items()}
     except ValueRangeError as error:
         raise UserError(f"tensor {block.source} {error}") from error

@@ -19,6 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.float8 import e4m3_value
 from relax_model.layout import FloatLayout, GroupLayout, Layout
 
 
@@ -66,7 +67,7 @@ def stored(layout: Layout, shape: tuple[int, ...]) -> tuple[tuple[tuple[int, ...
     if isinstance(layout, FloatLayout):
         dtype = "uint16" if layout.dtype == "bfloat16" else layout.dtype
         return (buffers["weight"].shape, dtype), ((1,), "float16")
-    return (buffers["q_weight"].shape, "uint32"), (buffers["q_scale"].shape, "float16")
+    return tuple((spec.shape, spec.dtype) for spec in (buffers["q_weight"], buffers["q_scale"]))
 
 
 def without(func: PrimFunc, *unused: str) -> PrimFunc:
@@ -109,25 +110,23 @@ def unpacker(layout: Layout, columns: int) -> Callable[..., Any]:
         words, codes = layout.group_size // layout.codes_per_word, layout.codes_per_word
         bits, zero, size = layout.bits, layout.zero, layout.group_size
 
+        def value_of(code: Any) -> Any:
+            return e4m3_value(code) if layout.e4m3 else T.Cast("float32", T.Cast("int32", code)) - T.float32(zero)
+
         @T.inline
         def unpack_groups(panel, i, data, scale, row, start):
             for g in T.serial(layout.groups(columns)):
                 for w in T.unroll(words):
                     for v in T.vectorized(codes):
                         panel[i, g * size + w * codes + v] = (
-                            T.Cast(
-                                "float32",
-                                T.Cast(
-                                    "int32",
-                                    T.bitwise_and(
-                                        T.shift_right(
-                                            data[row, start // codes + g * words + w], T.Cast("uint32", v * bits)
-                                        ),
-                                        T.uint32(2**bits - 1),
+                            value_of(
+                                T.bitwise_and(
+                                    T.shift_right(
+                                        data[row, start // codes + g * words + w], T.Cast("uint32", v * bits)
                                     ),
-                                ),
+                                    T.uint32(2**bits - 1),
+                                )
                             )
-                            - T.float32(zero)
                         ) * T.Cast("float32", scale[row, start // size + g])
 
         return unpack_groups

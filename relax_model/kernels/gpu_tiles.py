@@ -12,10 +12,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.float8 import e4m3_value
 from relax_model.layout import FloatLayout, GroupLayout, Layout
 
 WORD = 8  # columns that a thread takes at a time: one load of 4-bit codes
-GROUP = 32  # columns that share a scale
+GROUP = 32  # columns that share a scale, or a part of those that do
 UNROLL = {"pragma_unroll_explicit": False}  # by the device's compiler
 
 
@@ -64,7 +65,7 @@ class Matrix:
             return _as_float32(self._layout, self._data[row, column])
         codes = self._layout.codes_per_word
         code = _code(self._layout, self._data[row, column // codes], column % codes)
-        return code * T.Cast("float32", self._scale[row, column // GROUP])
+        return code * T.Cast("float32", self._scale[row, column // self._layout.group_size])
 
     @property
     def elements(self) -> int:
@@ -101,7 +102,7 @@ class Matrix:
 
     def scale(self, row: Any, start: Any) -> Any:
         """The stored scale of the columns from `start` on."""
-        return self._scale[self._row(row), start // GROUP]
+        return self._scale[self._row(row), start // self._layout.group_size]
 
     def unpacked(self, elements: Callable[[int], Any], scale: Any) -> list[Any]:
         """WORD values from their stored elements, and what they are all to be multiplied with."""
@@ -151,12 +152,16 @@ _MAGIC = 0x4B000000
 
 def _code(layout: GroupLayout, word: Any, place: Any) -> Any:
     code = T.bitwise_and(T.shift_right(word, T.Cast("uint32", place * layout.bits)), T.uint32(2**layout.bits - 1))
+    if layout.e4m3:
+        return e4m3_value(code)
     return T.reinterpret("float32", T.bitwise_or(code, T.uint32(_MAGIC))) - T.float32(2**23 + layout.zero)
 
 
 def _code_in_place(layout: GroupLayout, word: Any, place: int) -> Any:
     """A code without a shift of its own: in the lower or upper half of the word it stands 2^shift times too high, and
     what it is multiplied and reduced by is exact."""
+    if layout.e4m3:
+        return _code(layout, word, place)
     half = layout.codes_per_word // 2
     shift = place % half * layout.bits
     word = T.shift_right(word, T.uint32(16)) if place >= half else word

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_harness import activations, error, meaning, quantized, run, stored
 
+from mlc_dsv3.weights.decode import E4M3
 from relax_model.config import RouterConfig
 from relax_model.layout import QUANTIZATIONS, layout_of
 
@@ -113,6 +114,16 @@ def test_embedding_returns_the_rows_named(quantization: str) -> None:
     tokens = np.array([3, 0, 39, 3], np.int32)
     found = run("embedding", (layout, 40, 45), [tokens, *arrays], ((4, 45), "float32"))[0]
     assert np.array_equal(found, exact[tokens].astype(np.float32))
+
+
+def test_every_code_of_eight_bit_floats() -> None:
+    codes = np.delete(np.arange(256, dtype=np.uint8), [127, 255])  # which are no numbers
+    table = np.resize(codes, (2, 256))
+    arrays = [table.view(np.uint32), np.array([[1, 0.5], [2, 3]], np.float32)]
+    expected = E4M3[table] * np.repeat(arrays[1], 128, axis=1)
+    tokens = np.array([1, 0], np.int32)
+    found = run("embedding", (layout_of("e4m3f32_1"), 2, 256), [tokens, *arrays], ((2, 256), "float32"))[0]
+    assert np.array_equal(found, expected[tokens])
 
 
 def route(random: np.random.Generator, rows: int, experts: int, top_k: int) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ QUANTIZED = [
     (name, quantization)
     for name in ("deepseek_v3", "deepseek_v2_lite", "youtu")
     for quantization in ("q0f16", "q0bf16", "q8f16_1", "q4f16_1")
-] + [("glm4_moe_lite", "q4f16_1"), ("deepseek_v3_fp8", "q4f16_1")]
+] + [("glm4_moe_lite", "q4f16_1"), ("deepseek_v3_fp8", "q4f16_1"), ("deepseek_v3", "e4m3f32_1")]
 
 
 def reference(name: str, scheme: str, cache_dtype: str, *, eight_bits: bool = False) -> ReferenceModel:

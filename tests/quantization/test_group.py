@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_dsv3.quantization import ValueRangeError, dequantize, quantize
+from mlc_dsv3.quantization import ValueRangeError, dequantize, keep_e4m3, quantize
+from mlc_dsv3.weights.decode import E4M3
 from relax_model.layout import layout_of
 
 FORMATS = {"q4f16_1": (4, 7), "q8f16_1": (8, 127)}  # name → bits, the code of zero
@@ -50,6 +51,39 @@ def matrices():
 
     sizes = st.integers(1, 5), st.integers(1, 131), st.integers(0, 2**32), st.integers(-9, 3)
     return st.builds(build, *sizes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=matrices())
+def test_eight_bit_floats_are_the_nearest_ones(values):
+    layout = layout_of("e4m3f32_1")
+    found = dequantize(layout, quantize(layout, values), values.shape[1])
+    numbers = np.sort(E4M3[np.isfinite(E4M3)].astype(np.float64))
+    for row, of_row in zip(values, found, strict=True):
+        for start in range(0, len(row), 128):
+            group = row[start : start + 128].astype(np.float64)
+            scale = float(np.float32(np.abs(group).max()) / np.float32(448))
+            nearest = np.abs(group[:, None] / scale - numbers).min(axis=1) * scale
+            error = np.abs(group - of_row[start : start + 128])
+            # The scale and the quotient are float32.
+            assert np.all(error <= nearest + 1e-6 * np.abs(group) + 1e-40)
+
+
+def test_eight_bit_floats_of_tiny_values_stay_numbers():
+    values = np.array([[0, 1e-45, -1e-40] + [0] * 126 + [0, 0, 0]], np.float32)
+    found = dequantize(layout_of("e4m3f32_1"), quantize(layout_of("e4m3f32_1"), values), 132)
+    assert np.abs(found - values).max() <= np.finfo(np.float32).tiny * 2.0**-9
+
+
+def test_codes_of_a_checkpoint_are_kept():
+    layout, random = layout_of("e4m3f32_1"), np.random.default_rng(3)
+    codes = random.integers(0, 127, (5, 200), np.uint8) | random.integers(0, 2, (5, 200), np.uint8) << 7
+    scales = random.random((5, 2), np.float32)
+    found = dequantize(layout, keep_e4m3(layout, codes, scales), 200)
+    assert np.array_equal(found, E4M3[codes] * np.repeat(scales, 128, axis=1)[:, :200])
+    codes[3, 7] = 255
+    with pytest.raises(ValueRangeError, match="holds NaN or infinity; the checkpoint is damaged"):
+        keep_e4m3(layout, codes, scales)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -13,6 +13,7 @@ from gpu_harness import TILE, run_gpu
 from on_device import device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
+from mlc_dsv3.weights.decode import E4M3
 from relax_model.config import RouterConfig
 from relax_model.kernels.attention import cuda_absorbed
 from relax_model.kernels.attention.shape import AttentionShape
@@ -20,7 +21,7 @@ from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
 
 pytestmark = needs_gpu
-QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1"]
+QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1", "e4m3f32_1"]
 RANDOM = np.random.default_rng(9)
 TOLERANCE = 1e-5
 EPS = 1e-6
@@ -134,6 +135,16 @@ def test_embedding(quantization: str) -> None:
     tokens = RANDOM.integers(0, 50, 9).astype(np.int32)
     (found,) = run_gpu("embedding", (layout, 50, 70), [tokens, *arrays], ((9, 70), "float32"))
     assert np.array_equal(found, exact[tokens].astype(np.float32))
+
+
+def test_every_code_of_eight_bit_floats() -> None:
+    codes = np.delete(np.arange(256, dtype=np.uint8), [127, 255])  # which are no numbers
+    table = np.resize(codes, (2, 256))
+    arrays = [table.view(np.uint32), np.array([[1, 0.5], [2, 3]], np.float32)]
+    expected = E4M3[table] * np.repeat(arrays[1], 128, axis=1)
+    tokens = np.array([1, 0], np.int32)
+    (found,) = run_gpu("embedding", (layout_of("e4m3f32_1"), 2, 256), [tokens, *arrays], ((2, 256), "float32"))
+    assert np.array_equal(found, expected[tokens])
 
 
 def test_norms() -> None:

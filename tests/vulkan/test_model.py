@@ -173,7 +173,8 @@ def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., An
 
 
 @pytest.mark.parametrize(
-    ("quantization", "cache"), [("q0bf16", None), ("q4f16_1", None), ("q4f16_1", "int8"), ("q8f16_1", None)]
+    ("quantization", "cache"),
+    [("q0bf16", None), ("q4f16_1", None), ("q4f16_1", "int8"), ("q8f16_1", None), ("e4m3f32_1", None)],
 )
 def test_quantized_logits_are_the_cpus(
     quantization: str, cache: str | None, driver: Callable[..., Driver], on_gpu: Callable[..., Driver]
@@ -181,10 +182,12 @@ def test_quantized_logits_are_the_cpus(
     prompt = checkpoints.prompt("deepseek_v2_lite")
     made = (make("deepseek_v2_lite", quantization, cache) for make in (on_gpu, driver))
     found, expected = (each.prefill(prompt).logits for each in made)
-    # Tensor cores round what they multiply to eleven bits. The cache's own rounding, which is another one where a value
-    # differs by a little, takes logits 0.44 of a deviation away from those with a cache in float16.
+    of_tokens = np.abs(found - expected).max(axis=-1) / expected.std()
+    # Tensor cores round what they multiply to eleven bits, which chooses the other of two experts that are nearly as good.
+    # The cache's rounding to 8 bits, another one where a value differs by a little, moves logits by 0.44 itself.
     rounded = DEVICE == "cuda"
-    assert error(found, expected) <= (0.1 if rounded and cache else 3e-2 if rounded or cache else 5e-3)
+    assert np.quantile(of_tokens, 0.9) <= (0.1 if rounded and cache else 3e-2 if rounded or cache else 5e-3)
+    assert rounded or of_tokens.max() <= 3e-2
 
 
 def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., Driver]) -> None:

@@ -46,7 +46,7 @@ def test_fp8_is_multiplied_by_the_scale_of_its_block(tmp_path, block, config_blo
         {"weight_block_size": config_block} if config_block else {}
     )
     tensors = random_tensors({**DEEPSEEK_V3, "hidden_size": 200})
-    stored, meant = to_fp8(tensors, block)
+    stored, meant = to_fp8(tensors, (block, block))
     config = {**DEEPSEEK_V3, "hidden_size": 200, "quantization_config": quantization}
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, config, stored))
     assert set(checkpoint.names()) == set(meant)
@@ -143,7 +143,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_not_a_crash(tmp_pa
 
 
 def test_fp8_without_scales_or_with_scales_of_another_shape_is_reported(tmp_path):
-    stored, _ = to_fp8(random_tensors(DEEPSEEK_V3), 16)
+    stored, _ = to_fp8(random_tensors(DEEPSEEK_V3), (16, 16))
     config = {**DEEPSEEK_V3, "quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 16]}}
     with pytest.raises(UserError, match=r"blocks of 32x16 needs float scales"):
         Checkpoint.open(write_checkpoint(tmp_path / "a", config, stored)).read(NAME)

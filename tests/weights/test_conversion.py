@@ -81,7 +81,7 @@ def test_an_artifact_holds_the_checkpoints_values(tmp_path, family, quantization
 
 
 def test_fp8_becomes_four_bits(tmp_path):
-    stored, meant = to_fp8(random_tensors(DEEPSEEK_V3), 16)
+    stored, meant = to_fp8(random_tensors(DEEPSEEK_V3), (16, 16))
     quantization = {"quant_method": "fp8", "weight_block_size": [16, 16]}
     folder = write_checkpoint(tmp_path / "hf", {**DEEPSEEK_V3, "quantization_config": quantization}, stored)
     artifact = Artifact.open(convert_folder(folder))
@@ -90,6 +90,20 @@ def test_fp8_becomes_four_bits(tmp_path):
     found = stored_matrix(artifact.map_parameters(), known[name], layout)
     np.testing.assert_array_equal(found, rounded(layout, meant[f"{name}.weight"]))
     assert "quantization_config" not in artifact.chat_config["model_config"]
+
+
+@pytest.mark.parametrize("block", [(16, 128), (16, 16)])
+def test_fp8_stays_what_it_is_where_its_blocks_fit(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("mlc_dsv3.weights.conversion._BLOCK_VALUES", 1000)  # rows that are not whole blocks
+    stored, meant = to_fp8(random_tensors(DEEPSEEK_V3), block)
+    quantization = {"quant_method": "fp8", "weight_block_size": list(block)}
+    folder = write_checkpoint(tmp_path / "hf", {**DEEPSEEK_V3, "quantization_config": quantization}, stored)
+    artifact = Artifact.open(convert_folder(folder, "e4m3f32_1"))
+    layout, known = layout_of("e4m3f32_1"), {p.name: p for p in parameters(artifact.model_config)}
+    for name in ("model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"):
+        found = stored_matrix(artifact.map_parameters(), known[name], layout)
+        expected = meant[f"{name}.weight"]
+        assert np.array_equal(found, expected if block[1] == 128 else rounded(layout, expected))
 
 
 def test_checkpoint_shards_and_block_size_do_not_change_a_byte(tmp_path, monkeypatch):

@@ -131,7 +131,9 @@ def write_checkpoint(
     return folder
 
 
-def to_fp8(tensors: dict[str, np.ndarray], block: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def to_fp8(
+    tensors: dict[str, np.ndarray], block: tuple[int, int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The layers' projections as e4m3 with block scales, as DeepSeek ships them, and the values they stand for."""
     stored, meant = {}, {}
     for name, values in tensors.items():
@@ -139,10 +141,10 @@ def to_fp8(tensors: dict[str, np.ndarray], block: int) -> tuple[dict[str, np.nda
             stored[name] = meant[name] = values
             continue
         codes = np.empty(values.shape, ml_dtypes.float8_e4m3fn)
-        scales = np.empty([-(-extent // block) for extent in values.shape], np.float32)
+        scales = np.empty([-(-extent // size) for extent, size in zip(values.shape, block, strict=True)], np.float32)
         meant[name] = np.empty(values.shape, np.float32)
         for i, j in np.ndindex(*scales.shape):
-            piece = slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block)
+            piece = tuple(slice(k * size, (k + 1) * size) for k, size in zip((i, j), block, strict=True))
             scales[i, j] = np.abs(values[piece]).max() / 448
             codes[piece] = (values[piece] / scales[i, j]).astype(codes.dtype)
             meant[name][piece] = codes[piece].astype(np.float32) * scales[i, j]
