@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.cuda.driver import call
+from mlc_dsv3.cuda.graph import Graph, record
 from mlc_dsv3.errors import warn
 from mlc_dsv3.runtime.calls import Calls, Functions
 from mlc_dsv3.runtime.memory import Memory
@@ -22,10 +23,10 @@ _MOST_GRAPHS = 64
 
 
 @dataclass
-class _Graph:
-    """What is started, the tensors that it reads its inputs from, and what it returns, both kept where they are."""
+class _Recorded:
+    """A graph, the tensors that it reads its inputs from, and what it returns, both kept where they are."""
 
-    handle: int
+    graph: Graph
     inputs: list[Any]
     outputs: Any
 
@@ -42,7 +43,7 @@ class GraphCalls(Calls):
         """`unpooled` are the same functions on a machine that asks the device for whatever it needs."""
         super().__init__(functions, memory)
         self._unpooled = unpooled
-        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._graphs: dict[tuple[Any, ...], _Recorded] = {}
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._is_watched = False
         self.prefers_few_shapes = True
@@ -52,20 +53,20 @@ class GraphCalls(Calls):
         if self._is_watched or not self.prefers_few_shapes or not all(map(_is_short, inputs)):
             return self._call(name, inputs, *fixed)
         key = (name, *map(_identity, inputs))
-        graph = self._graphs.pop(key, None)
-        if graph is None:
+        found = self._graphs.pop(key, None)
+        if found is None:
             self._calls[key] += 1
-            if self._calls[key] <= _CALLS_BEFORE or (graph := self._record(name, inputs, *fixed)) is None:
+            if self._calls[key] <= _CALLS_BEFORE or (found := self._record(name, inputs, *fixed)) is None:
                 return self._call(name, inputs, *fixed)
             if len(self._graphs) == _MOST_GRAPHS:
                 self._destroy(next(iter(self._graphs)))
         else:
-            for tensor, given in zip(graph.inputs, inputs, strict=True):
+            for tensor, given in zip(found.inputs, inputs, strict=True):
                 if isinstance(given, np.ndarray):
                     self._memory.write(tensor, given)
-        self._graphs[key] = graph  # behind those that were not used for longer
-        call("launch_graph", graph.handle)
-        return graph.outputs
+        self._graphs[key] = found  # behind those that were not used for longer
+        found.graph.launch()
+        return found.outputs
 
     def watch(self, watched: bool) -> None:
         """See `Calls`: a graph calls nothing that could be looked at."""
@@ -85,17 +86,12 @@ class GraphCalls(Calls):
             self.forget()
         return result
 
-    def _record(self, name: str, inputs: Sequence[Any], *fixed: Any) -> _Graph | None:
+    def _record(self, name: str, inputs: Sequence[Any], *fixed: Any) -> _Recorded | None:
         """A graph, or None, with a warning, where the driver makes none: then there will be none at all."""
         kept, function = self._passed_in(inputs), self._unpooled(name)
         try:
-            call("begin_graph")
-            try:
-                outputs = function(*kept, *fixed)
-            except BaseException:
-                call("end_graph", False)
-                raise
-            return _Graph(int(call("end_graph", True)), kept, outputs)
+            graph, outputs = record(lambda: function(*kept, *fixed))
+            return _Recorded(graph, kept, outputs)
         except RuntimeError as error:
             self.forget()
             self.prefers_few_shapes = False
@@ -104,7 +100,7 @@ class GraphCalls(Calls):
             return None
 
     def _destroy(self, key: tuple[Any, ...]) -> None:
-        call("destroy_graph", self._graphs.pop(key).handle)
+        self._graphs.pop(key).graph.destroy()
 
 
 def _is_short(each: Any) -> bool:

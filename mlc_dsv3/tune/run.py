@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlc_dsv3.tune.search import KernelSearch
     from relax_model.config import ModelConfig
 
-_MEASURED = ("cpu", "vulkan")
+_MEASURED = ("cpu", "vulkan", "cuda")
 _CONFIRMING = 0.15  # of the seconds: measuring the choices once more
 
 
@@ -29,13 +29,13 @@ def tune(config: ModelConfig, quantization: str, device: str, threads: int | Non
     if not seconds > 0:
         raise UserError(f"--seconds is {seconds}; it must be more than 0")
     if device not in _MEASURED:
-        raise UserError(f"tune measures kernels of the devices {' and '.join(_MEASURED)}, not of {device}")
+        raise UserError(f"tune measures kernels of the devices {', '.join(_MEASURED)}, not of {device}")
     target = resolve_target(device)
     threads = _thread_count(target.device, threads)
     end = time.perf_counter() + seconds
     configure_threads(threads or usable_cores())  # before tvm is imported, whose threads it decides on
 
-    from mlc_dsv3.compiler.compile import build_options, check_backend, tvm_target
+    from mlc_dsv3.compiler.compile import build_options, check_backend
     from mlc_dsv3.tune.cases import kernel_cases
     from mlc_dsv3.tune.device import tune_device
     from mlc_dsv3.tune.search import KernelSearch
@@ -51,7 +51,7 @@ def tune(config: ModelConfig, quantization: str, device: str, threads: int | Non
                 break
             clock.tick(cases.operator)
             try:
-                searches.append(KernelSearch(cases, options.tile, tvm_target(target), tried_on))
+                searches.append(KernelSearch(cases, options.tile, target, tried_on))
             except MemoryError as error:
                 warn(f"{cases.operator} is left as it is: {error}")
         kernels = _search(searches, end - _CONFIRMING * seconds, clock)

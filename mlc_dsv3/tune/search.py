@@ -11,8 +11,11 @@ from typing import Any
 import tvm
 import tvm_ffi
 
+from mlc_dsv3.compiler.compile import backend, tvm_target
+from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.compiler.tuned import is_possible
 from mlc_dsv3.compiler.tuning_record import TunedKernel
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.tune.cases import Case, KernelCases
 from mlc_dsv3.tune.device import TuneDevice
 from mlc_dsv3.tune.inputs import arguments
@@ -45,9 +48,7 @@ class _Job:
 class KernelSearch:
     """One kernel under the clock. `share` is what its calls take of a token's time, in seconds, by the default tile."""
 
-    def __init__(
-        self, cases: KernelCases, tile: CpuTile | GpuTile, target: tvm.target.Target, device: TuneDevice
-    ) -> None:
+    def __init__(self, cases: KernelCases, tile: CpuTile | GpuTile, target: CompileTarget, device: TuneDevice) -> None:
         self.cases, self._tile, self._target, self._clock = cases, tile, target, device.clock
         self._default = self._compile(())
         self._jobs = [
@@ -138,12 +139,13 @@ class KernelSearch:
         """The kernel, but for one that wants more shared memory than there is."""
         try:
             return self._compile(tile)
-        except Unsupported:
+        except (Unsupported, UserError):
             return None
 
     def _compile(self, tile: Tile) -> Kernel:
         func = self._func(tile).with_attr("global_symbol", "main")
-        return tvm.compile(tvm.IRModule({"main": func}), self._target)["main"]
+        with backend(self._target):
+            return tvm.compile(tvm.IRModule({"main": func}), tvm_target(self._target))["main"]
 
 
 def _with(tile: Tile, field: str, value: int) -> Tile:

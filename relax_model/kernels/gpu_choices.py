@@ -11,7 +11,7 @@ from collections.abc import Mapping
 Choices = dict[str, tuple[int, ...]]
 
 _THREADS = (128, 256, 64)
-_PRODUCT: Choices = {"lanes": (16, 32, 8, 64), "threads": _THREADS}
+_PRODUCT: Choices = {"lanes": (16, 32, 8, 64), "threads": _THREADS, "each": (1, 2, 4), "steps": (1, 2, 4, 8)}
 # A block has a row, and few rows leave it alone on the device.
 _ROW: Choices = {"threads": _THREADS}
 # Threads have an element each, or blocks are of one size: there is nothing to choose.
@@ -43,9 +43,11 @@ def choices(operator: str) -> Choices:
 def is_possible(tile: Mapping[str, int]) -> bool:
     """Whether kernels can be made with a tile of these fields. What needs too much shared memory is not seen here: that
     hangs on the shape, and the compiler refuses it."""
-    # Neighbouring outputs of a block are a gate's and an up projection's.
+    # Neighbouring outputs of a block are a gate's and an up projection's. Within a warp they are the same lanes'.
+    warp = tile.get("warp", 0)
     return (
         tile["threads"] % tile["lanes"] == 0
+        and (not warp or (warp % tile["lanes"] == 0 and tile["each"] % 2 == 0))
         and tile["threads"] >= 2 * tile["lanes"]
         and tile["split"] % tile["keys"] == 0
     )

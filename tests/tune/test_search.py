@@ -92,7 +92,7 @@ def _changes(found: KernelSearch, tile: search.Tile) -> bool:
 
 def searched(found: KernelCases, seconds: float = 100) -> list[Any]:
     tile = build_options(resolve_target("cpu", "x86-64-avx2"), PACKED).tile
-    search_ = KernelSearch(found, tile, tvm_target(resolve_target()), processor())
+    search_ = KernelSearch(found, tile, resolve_target(), processor())
     return search_.run(time.perf_counter() + seconds, lambda: None)
 
 

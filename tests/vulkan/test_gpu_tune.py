@@ -108,7 +108,7 @@ def test_a_tile_that_wants_too_much_shared_memory_is_passed_over(
     cases: dict[str, KernelCases], device: TuneDevice
 ) -> None:
     options = build_options(resolve_target("vulkan"), "q4f16_1")
-    search = KernelSearch(cases["absorbed_values"], options.tile, tvm_target(resolve_target("vulkan")), device)
+    search = KernelSearch(cases["absorbed_values"], options.tile, resolve_target("vulkan"), device)
     assert search._candidate((("keys", 256),)) is None
     assert search._candidate((("keys", 4),)) is not None
 

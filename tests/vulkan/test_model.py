@@ -21,9 +21,9 @@ from on_device import DEVICE, needs_gpu, needs_vulkan
 from mlc_dsv3 import LLM, SamplingParams
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.note import read_note
+from mlc_dsv3.cuda import graph
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.experts.reading import Reader
-from mlc_dsv3.runtime import graphs
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.runtime.model import CompiledModel
@@ -133,12 +133,12 @@ def test_where_cuda_makes_no_graph_it_says_so_and_goes_on(
             raise RuntimeError("recording a CUDA graph: out of luck")
         return native(name, *arguments)
 
-    native, chosen = graphs.call, on_gpu("deepseek_v3")
+    native, chosen = graph.call, on_gpu("deepseek_v3")
     prompt = checkpoints.prompt("deepseek_v3")[:2]
     calls = chosen.model.library.calls
     calls.forget()
     expected = chosen.prefill(prompt).logits
-    monkeypatch.setattr(graphs, "call", refused)
+    monkeypatch.setattr(graph, "call", refused)
     try:
         assert all(np.array_equal(chosen.prefill(prompt).logits, expected) for _ in range(5))
         assert (
@@ -183,7 +183,7 @@ def test_quantized_logits_are_the_cpus(
     made = (make("deepseek_v2_lite", quantization, cache) for make in (on_gpu, driver))
     found, expected = (each.prefill(prompt).logits for each in made)
     of_tokens = np.abs(found - expected).max(axis=-1) / expected.std()
-    # Tensor cores round what they multiply to eleven bits, which chooses the other of two experts that are nearly as good.
+    # Tensor cores round what they multiply to eleven bits, which chooses the other one of two experts nearly as good.
     # The cache's rounding to 8 bits, another one where a value differs by a little, moves logits by 0.44 itself.
     rounded = DEVICE == "cuda"
     assert np.quantile(of_tokens, 0.9) <= (0.1 if rounded and cache else 3e-2 if rounded or cache else 5e-3)
