@@ -36,7 +36,7 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
     run = min(each, _VECTOR)  # columns of a load
 
     @T.inline
-    def fetch(c, t, w, x, norm, elements, scales, values, weights):
+    def fetch(c, t, w, x, elements, scales, values):
         """The thread's part of the columns from c · GROUP on, as it is stored."""
         for i in T.unroll(w.matrix.elements):
             elements[i] = w.element(t // 4, c * GROUP + t % 4 * WORD, i)
@@ -47,15 +47,22 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
                 column = T.meta_var(c * GROUP + t % by_row * each + i * run)
                 for v in T.vectorized(run):
                     values[i * run + v] = x(t // by_row, column + v)
-                if normed:
-                    for v in T.vectorized(run):
-                        weights[i * run + v] = norm(column + v)
         else:
             for i in T.unroll(each):
                 column = T.meta_var(c * GROUP + t % by_row * each + i)
                 values[i] = T.if_then_else(column < width, x(t // by_row, column), T.float32(0))
-                if normed:
-                    weights[i] = T.if_then_else(column < width, norm(column), T.float32(0))
+
+    @T.inline
+    def fetch_norm(c, t, norm, weights):
+        """All rows have the same: they are in a cache, and fetched when they are used, which spares registers."""
+        if whole:
+            for i in T.unroll(each // run):
+                for v in T.vectorized(run):
+                    weights[i * run + v] = norm(c * GROUP + t % by_row * each + i * run + v)
+        else:
+            for i in T.unroll(each):
+                column = T.meta_var(c * GROUP + t % by_row * each + i)
+                weights[i] = T.if_then_else(column < width, norm(column), T.float32(0))
 
     @T.inline
     def fragments(to, source, row):
@@ -119,8 +126,10 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
         for i in T.unroll(across * 4):
             total[i] = T.float32(0)
         if chunks > 0:
-            fetch(0, t, w, x, norm, elements, scales, values, weights)
+            fetch(0, t, w, x, elements, scales, values)
         for c in T.serial(chunks):
+            if normed:
+                fetch_norm(c, t, norm, weights)
             fill(word, w.held(elements, scales, 0))
             for i in T.unroll(WORD // _VECTOR):
                 for v in T.vectorized(_VECTOR):
@@ -131,7 +140,7 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
                     values[i] = values[i] * weights[i]
                 left[t // by_row * _STRIDE + t % by_row * each + i] = _tf32(values[i])
             T.evaluate(T.tvm_storage_sync("shared"))
-            fetch(T.min(c + 1, chunks - 1), t, w, x, norm, elements, scales, values, weights)
+            fetch(T.min(c + 1, chunks - 1), t, w, x, elements, scales, values)
             products(lane, top, first, left, right, a, b, total)
             T.evaluate(T.tvm_storage_sync("shared"))
         if normed:
