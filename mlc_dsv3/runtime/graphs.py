@@ -19,7 +19,7 @@ from mlc_dsv3.runtime.memory import Memory
 _MOST_ROWS = 64
 # Calls of a shape before it is recorded. By then its kernels are loaded and have their temporary memory.
 _CALLS_BEFORE = 2
-_MOST_GRAPHS = 64
+_MOST_GRAPHS, _MOST_COUNTED = 32, 4096
 
 
 @dataclass
@@ -55,6 +55,8 @@ class GraphCalls(Calls):
         key = (name, *map(_identity, inputs))
         found = self._graphs.pop(key, None)
         if found is None:
+            if len(self._calls) == _MOST_COUNTED:  # tensors of the device lie anywhere until graphs make them
+                self._calls.clear()
             self._calls[key] += 1
             if self._calls[key] <= _CALLS_BEFORE or (found := self._record(name, inputs, *fixed)) is None:
                 return self._call(name, inputs, *fixed)
