@@ -18,6 +18,11 @@ class Graph:
         """Start it, behind what was started before."""
         call("launch_graph", self._handle)
 
+    @property
+    def kernels(self) -> int:
+        """How many kernels it starts."""
+        return int(call("graph_kernels", self._handle))
+
     def destroy(self) -> None:
         """Give it back; its memory goes as soon as nobody holds a tensor there."""
         call("destroy_graph", self._handle)
