@@ -17,6 +17,7 @@ for part in "$@"; do
     if [ "$part" = check ]; then
         timeout 240 python3 -m pytest -q -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" \
             tests/vulkan/test_gpu_kernels.py tests/vulkan/test_gpu_sampling.py tests/vulkan/test_model.py \
+            tests/cuda/test_graph.py \
             > "$folder/check-$device.log" 2>&1 || failed=1
         tail -n 30 "$folder/check-$device.log"
     else
