@@ -1,10 +1,10 @@
-"""Products of many rows on NVIDIA's tensor cores: what `gpu_products.many_rows` does, in TF32.
+"""Products of many rows on NVIDIA's tensor cores: what `gpu_products.many_rows` does, in TF32 or float16.
 
     of 32 columns: W is unpacked, x normalised, both rounded to TF32 into shared memory   ← the next ones on their way
     8 warps, each 16-row tiles × 8-output tiles:  mma.sync m16n8k8, sums in float32
 
-TF32 has float32's exponents, so that no activation overflows, and float16's mantissa. A result's sum runs in an order
-fixed by the width.
+TF32 has float32's exponents, so that no activation overflows, and float16's mantissa. What is float16 already is
+multiplied as such, twice as many columns at once (m16n8k16). A result's sum runs in an order fixed by the width.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from relax_model.kernels.gpu_tiles import GROUP, WORD, fill, inverse_root
 
 _THREADS, _SIDE = 256, 64
 _WARPS = _THREADS // 32
-_STRIDE = GROUP + 4  # of a row in shared memory: eight rows of a fragment lie in 32 banks
-_M, _N, _K, _HALF = 16, 8, 8, 4
+_M, _N = 16, 8
 _VECTOR = 4
 
 
-def _tf32(value: Any) -> Any:
-    return T.call_extern("float32", "mlc_tf32", value)
-
-
-def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: bool) -> Callable[..., Any]:
+def many_rows(
+    width: int, height: int, eps: float | None, gated: bool, in_runs: bool, in_halves: bool
+) -> Callable[..., Any]:
     """See `gpu_products.many_rows`; `height` is 16, 32 or 64."""
+    dtype, product = ("float16", "mlc_mma_half") if in_halves else ("float32", "mlc_mma_tf32")
+    half = 8 if in_halves else 4  # columns of 16 bytes: a step's are two of them
+    stride = GROUP + half  # of a row in shared memory: eight rows of a fragment lie in 32 banks
+    steps = GROUP // (2 * half)
     down = height // _M  # tiles of rows, each a warp's
     across = _SIDE // _N // (_WARPS // down)  # tiles of outputs of a warp
     each = height * GROUP // _THREADS  # columns of x that a thread fetches
     by_row, normed, whole = GROUP // each, eps is not None, width % GROUP == 0
     run = min(each, _VECTOR)  # columns of a load
+
+    def rounded(value: Any) -> Any:
+        return T.Cast("float16", value) if in_halves else T.call_extern("float32", "mlc_tf32", value)
 
     @T.inline
     def fetch(c, t, w, x, elements, scales, values):
@@ -66,7 +70,7 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
 
     @T.inline
     def fragments(to, source, row):
-        """Four matrices of eight rows and four columns, of which the lane names a row of one."""
+        """Four matrices of eight rows and `half` columns, of which the lane names a row of one."""
         T.evaluate(T.call_extern("void", "mlc_matrices_4", T.address_of(to[0]), T.address_of(source[row])))
 
     @T.inline
@@ -75,7 +79,7 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
         T.evaluate(
             T.call_extern(
                 "void",
-                "mlc_mma_tf32",
+                product,
                 T.address_of(total[n * 4]),
                 a[0],
                 a[1],
@@ -89,24 +93,24 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
     @T.inline
     def products(lane, top, first, left, right, a, b, total):
         """A load of W's fragments is for two tiles of outputs, or where a warp has one, for two steps."""
-        for k in T.unroll(GROUP // (2 * _K)):
+        for k in T.unroll(steps // 2):
             if across == 1:
-                fragments(b, right, (first + lane % 8) * _STRIDE + lane // 8 * _HALF + k * 2 * _K)
+                fragments(b, right, (first + lane % 8) * stride + (lane // 8 + k * 4) * half)
             for step in T.unroll(2):
-                fragments(a, left, (top + lane % 16) * _STRIDE + lane // 16 * _HALF + (k * 2 + step) * _K)
+                fragments(a, left, (top + lane % 16) * stride + (lane // 16 + (k * 2 + step) * 2) * half)
                 if across == 1:
                     add(total, 0, a, b, step)
                 else:
                     for n in T.unroll(across // 2):
                         output = T.meta_var(first + n * 2 * _N + lane // 16 * _N + lane % 8)
-                        fragments(b, right, output * _STRIDE + lane // 8 % 2 * _HALF + (k * 2 + step) * _K)
+                        fragments(b, right, output * stride + (lane // 8 % 2 + (k * 2 + step) * 2) * half)
                         for i in T.unroll(2):
                             add(total, n * 2 + i, a, b, i)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):
-        left = T.alloc_buffer((height * _STRIDE,), "float32", scope="shared")
-        right = T.alloc_buffer((_SIDE * _STRIDE,), "float32", scope="shared")
+        left = T.alloc_buffer((height * stride,), dtype, scope="shared")
+        right = T.alloc_buffer((_SIDE * stride,), dtype, scope="shared")
         square_part = T.alloc_buffer((_THREADS,), "float32", scope="shared")
         elements = T.alloc_buffer((w.matrix.elements,), w.matrix.dtypes[0], scope="local")
         scales = T.alloc_buffer((1,), w.matrix.dtypes[1], scope="local")
@@ -133,12 +137,14 @@ def many_rows(width: int, height: int, eps: float | None, gated: bool, in_runs: 
             fill(word, w.held(elements, scales, 0))
             for i in T.unroll(WORD // _VECTOR):
                 for v in T.vectorized(_VECTOR):
-                    right[t // 4 * _STRIDE + t % 4 * WORD + i * _VECTOR + v] = _tf32(word[i * _VECTOR + v] * word[WORD])
+                    right[t // 4 * stride + t % 4 * WORD + i * _VECTOR + v] = rounded(
+                        word[i * _VECTOR + v] * word[WORD]
+                    )
             for i in T.unroll(each):
                 if normed:
                     square[0] = square[0] + values[i] * values[i]
                     values[i] = values[i] * weights[i]
-                left[t // by_row * _STRIDE + t % by_row * each + i] = _tf32(values[i])
+                left[t // by_row * stride + t % by_row * each + i] = rounded(values[i])
             T.evaluate(T.tvm_storage_sync("shared"))
             fetch(T.min(c + 1, chunks - 1), t, w, x, elements, scales, values)
             products(lane, top, first, left, right, a, b, total)

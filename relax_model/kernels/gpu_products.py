@@ -234,15 +234,17 @@ def many_rows(
     gated: bool = False,
     *,
     in_runs: bool = True,
+    in_halves: bool = False,
 ) -> Callable[..., Any]:
     """Statement `multiply(t, chunks, w, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
     threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. On tensor cores, but for float32.
 
-    `in_runs`: x(row, column) may be asked for neighbouring columns at once."""
+    `in_runs`: x(row, column) may be asked for neighbouring columns at once; `in_halves`: its values are float16's, or
+    lose nothing that counts when they become such."""
     by_hand = _by_hand(width, height, eps, gated)
     if not tile.tensor_cores:
         return by_hand
-    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated, in_runs)
+    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated, in_runs, in_halves)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):

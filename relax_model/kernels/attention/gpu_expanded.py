@@ -58,7 +58,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     (data_shape, data_dtype), (scale_shape, scale_dtype) = stored(layout, (heads * width, rank))
     # Positions of one head that the scratch holds.
     room = tile.scratch // (width * np.dtype(wide).itemsize)
-    multiply = many_rows(tile, rank, in_runs=not tokens.in_codes)
+    multiply = many_rows(tile, rank, in_runs=not tokens.in_codes, in_halves=wide == "float16")
     on_tensor_cores = tile.tensor_cores and cuda_flash.serves(shape)
     flash = cuda_flash.TensorCoreFlash(shape) if on_tensor_cores else FlashByHand(shape)
     attend = flash.attend
