@@ -28,6 +28,11 @@ class Calls:
         `fixed`, which are the same in all its calls until `forget`."""
         return self._functions(name)(*self._passed_in(inputs), *fixed)
 
+    def wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Call `wrapper(function)` in place of each function."""
+        functions = self._functions
+        self._functions = cache(lambda name: wrapper(functions(name)))
+
     def watch(self, watched: bool) -> None:
         """Whether somebody looks at what the functions call."""
 
