@@ -19,7 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.float8 import e4m3_value
+from relax_model.kernels.float8 import e4m3_vector
 from relax_model.layout import FloatLayout, GroupLayout, Layout
 
 
@@ -110,26 +110,36 @@ def unpacker(layout: Layout, columns: int) -> Callable[..., Any]:
         words, codes = layout.group_size // layout.codes_per_word, layout.codes_per_word
         bits, zero, size = layout.bits, layout.zero, layout.group_size
 
-        def value_of(code: Any) -> Any:
-            return e4m3_value(code) if layout.e4m3 else T.Cast("float32", T.Cast("int32", code)) - T.float32(zero)
-
         @T.inline
         def unpack_groups(panel, i, data, scale, row, start):
             for g in T.serial(layout.groups(columns)):
                 for w in T.unroll(words):
                     for v in T.vectorized(codes):
                         panel[i, g * size + w * codes + v] = (
-                            value_of(
-                                T.bitwise_and(
-                                    T.shift_right(
-                                        data[row, start // codes + g * words + w], T.Cast("uint32", v * bits)
+                            T.Cast(
+                                "float32",
+                                T.Cast(
+                                    "int32",
+                                    T.bitwise_and(
+                                        T.shift_right(
+                                            data[row, start // codes + g * words + w], T.Cast("uint32", v * bits)
+                                        ),
+                                        T.uint32(2**bits - 1),
                                     ),
-                                    T.uint32(2**bits - 1),
-                                )
+                                ),
                             )
+                            - T.float32(zero)
                         ) * T.Cast("float32", scale[row, start // size + g])
 
-        return unpack_groups
+        @T.inline
+        def unpack_e4m3(panel, i, data, scale, row, start):
+            for g in T.serial(layout.groups(columns)):
+                for w in T.serial(words // 4):
+                    panel[i, span(g * size + w * 16, 16)] = e4m3_vector(
+                        data[row, span(start // codes + g * words + w * 4, 4)]
+                    ) * T.Broadcast(scale[row, start // size + g], 16)
+
+        return unpack_e4m3 if layout.e4m3 else unpack_groups
 
     as_float32 = _from_bfloat16 if layout.dtype == "bfloat16" else _from_float
 
