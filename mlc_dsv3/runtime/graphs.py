@@ -20,23 +20,55 @@ _MOST_ROWS = 64
 # Calls of a shape before it is recorded. By then its kernels are loaded and have their temporary memory.
 _CALLS_BEFORE = 2
 _MOST_GRAPHS, _MOST_COUNTED = 32, 4096
+_ALIGNMENT = 256  # of what the device itself allocates
+
+
+class _Inputs:
+    """The tensors that a graph reads: those of the device as they are, and arrays side by side in one tensor, so that
+    one copy brings them there."""
+
+    def __init__(self, memory: Memory, given: Sequence[Any]) -> None:
+        import tvm_ffi
+
+        self._memory = memory
+        self._starts, size = [], 0
+        for each in given:
+            self._starts.append(size)
+            if isinstance(each, np.ndarray):
+                size += -(-each.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._host, self._device = np.zeros(size, np.uint8), memory.empty((size,), "uint8")
+
+        def part(start: int, array: np.ndarray) -> Any:
+            return call("part", self._device, start, tvm_ffi.Shape(array.shape), tvm_ffi.dtype(str(array.dtype)))
+
+        self.tensors = [
+            part(start, each) if isinstance(each, np.ndarray) else each
+            for start, each in zip(self._starts, given, strict=True)
+        ]
+
+    def write(self, given: Sequence[Any]) -> None:
+        """The arrays' values, of the same shapes."""
+        for start, each in zip(self._starts, given, strict=True):
+            if isinstance(each, np.ndarray):
+                self._host[start : start + each.nbytes] = np.ascontiguousarray(each).view(np.uint8).reshape(-1)
+        self._memory.write(self._device, self._host)
 
 
 @dataclass
 class _Recorded:
-    """A graph, the tensors that it reads its inputs from, and what it returns, both kept where they are."""
+    """A graph, what it reads, and what it returns, both kept where they are."""
 
     graph: Graph
-    inputs: list[Any]
+    inputs: _Inputs
     outputs: Any
 
 
 class GraphCalls(Calls):
     """Calls functions as graphs, one for each combination of function and shapes that keeps coming.
 
-    A graph holds addresses. Its inputs are tensors of its own, or tensors of the device that come again; what it
-    allocates while it is recorded stays its own (`cuda/native/graph.cc`). The kernels' temporary memory is TVM's, which
-    exchanges it for more where a call needs that: then everything is recorded anew.
+    A graph holds addresses. Its inputs are parts of a tensor of its own, or tensors of the device that come again; what
+    it allocates while it is recorded stays its own (`cuda/native/graph.cc`). The kernels' temporary memory is TVM's,
+    which exchanges it for more where a call needs that: then everything is recorded anew.
     """
 
     def __init__(self, functions: Functions, unpooled: Functions, memory: Memory) -> None:
@@ -62,11 +94,8 @@ class GraphCalls(Calls):
                 return self._call(name, inputs, *fixed)
             if len(self._graphs) == _MOST_GRAPHS:
                 self._destroy(next(iter(self._graphs)))
-        else:
-            for tensor, given in zip(found.inputs, inputs, strict=True):
-                if isinstance(given, np.ndarray):
-                    self._memory.write(tensor, given)
         self._graphs[key] = found  # behind those that were not used for longer
+        found.inputs.write(inputs)
         found.graph.launch()
         return found.outputs
 
@@ -90,9 +119,9 @@ class GraphCalls(Calls):
 
     def _record(self, name: str, inputs: Sequence[Any], *fixed: Any) -> _Recorded | None:
         """A graph, or None, with a warning, where the driver makes none: then there will be none at all."""
-        kept, function = self._passed_in(inputs), self._unpooled(name)
+        kept, function = _Inputs(self._memory, inputs), self._unpooled(name)
         try:
-            graph, outputs = record(lambda: function(*kept, *fixed))
+            graph, outputs = record(lambda: function(*kept.tensors, *fixed))
             return _Recorded(graph, kept, outputs)
         except RuntimeError as error:
             self.forget()
