@@ -83,6 +83,8 @@ def _window(model: ModelConfig, wanted: int | None) -> int:
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.path / GENERATION_CONFIG
     fields = read_json(path) if path.is_file() else {}
+    if fields.get("do_sample") is False:
+        fields["temperature"] = 0.0  # transformers looks at no temperature then
     return {name: value for name, value in fields.items() if value is not None}
 
 

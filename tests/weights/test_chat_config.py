@@ -32,6 +32,12 @@ def test_generation_config_wins_over_config_and_defaults(folder):
     assert fields["repetition_penalty"] == 1.0 and fields["bos_token_id"] == 0
 
 
+@pytest.mark.parametrize("said", [{}, {"temperature": 0.7}])
+def test_who_does_not_sample_has_a_temperature_of_zero(folder, said):
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **said}))
+    assert gen_config(Checkpoint.open(folder), "q4f16_1")["temperature"] == 0
+
+
 def test_tokenizer_files_and_the_template_that_one_holds_are_listed(folder):
     (folder / "tokenizer.json").write_text(json.dumps({"decoder": {"type": "ByteLevel"}}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
