@@ -6,6 +6,7 @@ What is made is cached under keys that cover everything its bytes depend on, so 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.runtime.hub import model_folder, model_name
 from mlc_dsv3.runtime.library import Library
-from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, pack_artifact
+from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, gen_config, pack_artifact
 from mlc_dsv3.weights.chat_config import FILE_NAME
 from mlc_dsv3.weights.identity import artifact_identity, checkpoint_identity
 from mlc_dsv3.weights.plan import TENSOR_CACHE
@@ -83,8 +84,10 @@ def _of_library(library: str | Path, quantization: str | None, target: CompileTa
 
 def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Collection[str]) -> Artifact:
     """The artifact of a checkpoint, converted into the cache once."""
-    identity = checkpoint_identity(checkpoint.path)
-    output = _cached_artifact(f"{identity}\n{sorted(ignore)}\n{quantization}", name, quantization)
+    # How it is sampled and rendered is written beside the weights.
+    chat_config = json.dumps(gen_config(checkpoint, quantization), sort_keys=True)
+    identity = f"{checkpoint_identity(checkpoint.path)}\n{sorted(ignore)}\n{quantization}\n{chat_config}"
+    output = _cached_artifact(identity, name, quantization)
     if not (output / TENSOR_CACHE).is_file():
         convert(checkpoint, quantization, output)
     return Artifact.open(output)

@@ -6,7 +6,8 @@ import pytest
 from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.weights import Checkpoint, gen_config
+from mlc_dsv3.runtime import prepare
+from mlc_dsv3.weights import Checkpoint, chat_config, gen_config
 from relax_model.config import parse_config
 from relax_model.errors import ConfigError
 
@@ -36,6 +37,14 @@ def test_generation_config_wins_over_config_and_defaults(folder):
 def test_who_does_not_sample_has_a_temperature_of_zero(folder, said):
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **said}))
     assert gen_config(Checkpoint.open(folder), "q4f16_1")["temperature"] == 0
+
+
+def test_an_artifact_with_another_chat_config_is_another_one_in_the_cache(folder, monkeypatch):
+    before = prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", [])
+    assert prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", []).path == before.path
+    monkeypatch.setitem(chat_config._SAMPLING_DEFAULTS, "top_p", 0.5)
+    after = prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", [])
+    assert (before.chat_config["top_p"], after.chat_config["top_p"]) == (1.0, 0.5)
 
 
 def test_tokenizer_files_and_the_template_that_one_holds_are_listed(folder):
