@@ -1,13 +1,13 @@
 """Functions built for the first GPU and run there: what TVM lowers, through our backend, on NumPy arrays.
 
-The GPU is Vulkan's, or with MLC_DSV3_TEST_GPU=cuda NVIDIA's through CUDA.
+The GPU is Vulkan's, or with MLC_DSV3_TEST_GPU=cuda NVIDIA's through CUDA, or with =metal Apple's.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -17,8 +17,12 @@ from tvm import te
 from tvm.s_tir import dlight
 
 import mlc_dsv3.vulkan
+from mlc_dsv3.compiler.compile import tvm_target
+from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.cuda import driver
 from mlc_dsv3.cuda.build import machine_code
+from mlc_dsv3.metal.source import completed_source
+from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.runtime.virtual_machine import load_runtime
 from mlc_dsv3.vulkan import native
 
@@ -31,8 +35,8 @@ def _needs(reason: str | None) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(reason), reason=str(reason))
 
 
-needs_vulkan = _needs(native.missing() if DEVICE == "vulkan" else "the tests are to run on CUDA")
-needs_gpu = _needs({"vulkan": native, "cuda": driver}[DEVICE].missing())
+needs_vulkan = _needs(native.missing() if DEVICE == "vulkan" else f"the tests are to run on {DEVICE}")
+needs_gpu = _needs(driver_of(DEVICE).missing())
 
 
 @cache
@@ -44,15 +48,21 @@ def device() -> tvm.runtime.Device:
 @cache
 def target(**changed: object) -> tvm.target.Target:
     """The device as TVM describes it, with some attributes changed."""
-    described = tvm.target.Target.from_device(device())
+    described = tvm_target(resolve_target("metal")) if DEVICE == "metal" else tvm.target.Target.from_device(device())
     attrs = {**{str(name): value for name, value in described.attrs.items()}, "kind": DEVICE, **changed}
     return tvm.target.Target(attrs, host="llvm")
 
 
 def build(function: tvm.tirx.PrimFunc, **changed: object) -> tvm.runtime.Executable:
     """A scheduled function, compiled; `changed` are attributes of the target."""
-    with machine_code([driver.architecture()]) if DEVICE == "cuda" else nullcontext():
+    with _code_generation():
         return tvm.tirx.build(function.with_attr("global_symbol", "main"), target=target(**changed))
+
+
+def _code_generation() -> AbstractContextManager[None]:
+    if DEVICE == "cuda":
+        return machine_code([driver.architecture()])
+    return completed_source() if DEVICE == "metal" else nullcontext()
 
 
 def run(function: tvm.tirx.PrimFunc, inputs: list[np.ndarray], *out: tuple[tuple[int, ...], str], **changed) -> list:

@@ -51,7 +51,8 @@ def translate(folder: Path) -> None:
 def compile_kernel(folder: Path, name: str) -> None:
     """One kernel, or a copy of what was made of the same C++."""
     source = folder / f"{name}.cc"
-    key = hashlib.sha256(source.read_bytes() + (HERE / "kernel.h").read_bytes()).hexdigest()
+    headers = (HERE / "kernel.h", HERE.parents[1] / "emulator" / "fibres.h")
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in (source, *headers))).hexdigest()
     kept = Path(os.environ["EMULATED_GPU_FOLDER"]) / f"{key}.so"
     if not kept.exists():
         part = kept.with_suffix(f".{os.getpid()}")

@@ -6,8 +6,6 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <fstream>
@@ -55,15 +53,13 @@ struct CUevent_st {
 
 namespace {
 
-constexpr size_t kStack = 256 << 10, kMemory = size_t(8) << 30;
+constexpr size_t kMemory = size_t(8) << 30;
 constexpr uint32_t kShared = 48 << 10, kAligned = 256;
-constexpr int kMostThreads = 1024;
 
 cudaError_t last = cudaSuccess;
 CUstream_st* capturing = nullptr;
-std::map<void*, std::pair<void*, size_t>> allocations;  // address → what is mapped
+std::map<void*, GuardedMemory> allocations;
 size_t taken = 0;
-bool backwards = false;
 
 cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last = error;
@@ -73,115 +69,17 @@ cudaError_t result(cudaError_t error) {
 // What nobody may do while a stream is captured, but in relaxed mode.
 bool forbidden() { return capturing && capturing->mode != cudaStreamCaptureModeRelaxed; }
 
-// Fibres
-
-struct Fibre {
-  Thread thread;
-  ucontext_t start;
-  std::unique_ptr<char[]> stack{new char[kStack]};
-};
-
-struct Running {
-  Code code;
-  const uint8_t* parameters;
-  Thread* thread;
-} running;
-
-void enter() {
-  Thread& thread = *running.thread;
-  running.code(thread, running.parameters);
-  thread.done = true;
-  thread.warp->meeting.leave();
-  thread.block->meeting.leave();
-  _longjmp(thread.block->scheduler, 1);
-}
-
-std::vector<Fibre>& fibres() {
-  static std::vector<Fibre> all(kMostThreads);
-  return all;
-}
-
-[[gnu::noinline]] void make_ready(Fibre& fibre) {
-  getcontext(&fibre.start);
-  fibre.start.uc_stack.ss_sp = fibre.stack.get();
-  fibre.start.uc_stack.ss_size = kStack;
-  fibre.start.uc_link = nullptr;
-  makecontext(&fibre.start, enter, 0);
-}
-
-// Runs a thread until it waits or ends. It keeps nothing that a jump back could spoil.
-[[gnu::noinline]] void go_on(Fibre& fibre, bool started) {
-  if (_setjmp(fibre.thread.block->scheduler)) return;
-  running.thread = &fibre.thread;
-  if (started) _longjmp(fibre.thread.here, 1);
-  setcontext(&fibre.start);
-}
-
-void run_block(const std::string& name, const std::vector<Warp>& warps, int threads) {
-  std::vector<bool> started(threads);
-  for (int alive = threads; alive > 0;) {
-    bool moved = false;
-    for (size_t w = 0; w < warps.size(); w++) {
-      const int first = (backwards ? warps.size() - 1 - w : w) * kWarp, count = std::min(kWarp, threads - first);
-      for (bool again = true; again;) {
-        again = false;
-        for (int i = 0; i < count; i++) {
-          const int t = first + (backwards ? count - 1 - i : i);
-          Fibre& fibre = fibres()[t];
-          if (fibre.thread.done || fibre.thread.waits()) continue;
-          go_on(fibre, started[t]);
-          started[t] = true;
-          again = moved = true;
-          alive -= fibre.thread.done;
-        }
-      }
-    }
-    if (!moved) fail(("threads wait for others that never come, in " + name).c_str());
-  }
-}
-
 void run_kernel(const CUfunc_st& function, const std::vector<uint8_t>& parameters, dim3 grid, dim3 size,
                 uint32_t dynamic) {
-  const uint32_t threads = size.x * size.y * size.z;
+  static const GuardedMemory memory(kShared, kAligned);
   const uint32_t bytes = (function.shared_bytes + dynamic + kAligned - 1) / kAligned * kAligned;
-  static auto* pages = static_cast<uint8_t*>(mmap(nullptr, kShared + getpagesize(), PROT_READ | PROT_WRITE,
-                                                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  mprotect(pages + kShared, getpagesize(), PROT_NONE);
-  running.code = function.code;
-  running.parameters = parameters.data();
-  std::vector<Warp> warps((threads + kWarp - 1) / kWarp);
-  for (uint32_t z = 0; z < grid.z; z++)
-    for (uint32_t y = 0; y < grid.y; y++)
-      for (uint32_t x = 0; x < grid.x; x++) {
-        Block block{pages + kShared - bytes, bytes, {}, {}};
-        std::memset(block.shared, 0xff, bytes);
-        block.meeting.members = threads;
-        for (size_t w = 0; w < warps.size(); w++)
-          warps[w].meeting = {uint32_t(std::min<int>(kWarp, threads - w * kWarp)), 0, 0};
-        for (uint32_t t = 0; t < threads; t++) {
-          Fibre& fibre = fibres()[t];
-          Thread& thread = fibre.thread;
-          thread.set = thread.copies_waiting = thread.groups = 0;
-          thread.awaited = nullptr;
-          thread.done = false;
-          const uint32_t of_axes[][3] = {{t % size.x, t / size.x % size.y, t / size.x / size.y},
-                                         {size.x, size.y, size.z},
-                                         {x, y, z},
-                                         {grid.x, grid.y, grid.z}};
-          for (int axis = 0; axis < 3; axis++) {
-            thread.tid[axis] = of_axes[0][axis];
-            thread.ntid[axis] = of_axes[1][axis];
-            thread.ctaid[axis] = of_axes[2][axis];
-            thread.nctaid[axis] = of_axes[3][axis];
-          }
-          thread.number = t;
-          thread.block = &block;
-          thread.warp = &warps[t / kWarp];
-          make_ready(fibre);
-        }
-        run_block(function.name, warps, threads);
-        backwards = !backwards;
-      }
+  uint8_t* shared = memory.bytes + kShared - bytes;
+  auto code = [&](Thread& thread) {
+    thread.shared_memory = shared;
+    function.code(thread, parameters.data());
+  };
+  Fibres<Thread>::run(function.name, {grid.x, grid.y, grid.z}, {size.x, size.y, size.z}, code,
+                      [&] { std::memset(shared, 0xff, bytes); });
 }
 
 const char* setting(const char* name) {
@@ -347,16 +245,11 @@ EXPORTED cudaError_t cudaPeekAtLastError() { return last; }
 EXPORTED cudaError_t cudaMalloc(void** memory, size_t size) {
   if (forbidden()) return result(cudaErrorStreamCaptureUnsupported);
   if (size > kMemory - taken) return result(cudaErrorMemoryAllocation);
-  const size_t page = getpagesize(), used = (size + kAligned - 1) / kAligned * kAligned;
-  const size_t mapped = (used + page - 1) / page * page + page;
-  auto* start =
-      static_cast<char*>(mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (start == MAP_FAILED) return result(cudaErrorMemoryAllocation);
-  mprotect(start + mapped - page, page, PROT_NONE);
-  *memory = start + mapped - page - used;
-  std::memset(*memory, 0xff, used);
-  allocations[*memory] = {start, mapped};
-  taken += mapped;
+  const GuardedMemory made(size, kAligned);
+  if (!made.bytes) return result(cudaErrorMemoryAllocation);
+  *memory = made.bytes;
+  allocations.emplace(*memory, made);
+  taken += made.mapped;
   return cudaSuccess;
 }
 
@@ -365,8 +258,8 @@ EXPORTED cudaError_t cudaFree(void* memory) {
   if (forbidden()) return result(cudaErrorStreamCaptureUnsupported);
   auto found = allocations.find(memory);
   if (found == allocations.end()) return result(cudaErrorInvalidValue);
-  munmap(found->second.first, found->second.second);
-  taken -= found->second.second;
+  found->second.release();
+  taken -= found->second.mapped;
   allocations.erase(found);
   return cudaSuccess;
 }

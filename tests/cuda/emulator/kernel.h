@@ -1,53 +1,11 @@
-// What translated kernels run on: a thread of a block, how threads wait for one another, and PTX's arithmetic.
-//
-// Threads are fibres of one processor thread. One runs until it waits; a block whose threads all wait for others that
-// never come is reported. Blocks run one after another, their threads in turns from the first or from the last on, so
-// that a barrier that is missing shows.
+// What translated kernels run on: a thread with PTX's ways of exchanging values, and PTX's arithmetic.
 #pragma once
 
-#include <csetjmp>
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <type_traits>
-#include <ucontext.h>
 
-constexpr int kWarp = 32;
-
-[[noreturn]] inline void fail(const char* what, const void* where = nullptr) {
-  std::fprintf(stderr, "emulated GPU: %s %p\n", what, where);
-  std::abort();
-}
-
-// Threads that wait for one another: those of a warp or of a block.
-struct Meeting {
-  uint32_t members = 0, arrived = 0, round = 0;
-
-  void leave() {
-    members--;
-    if (members > 0 && arrived == members) next();
-  }
-  void next() {
-    arrived = 0;
-    round++;
-  }
-};
-
-struct Warp {
-  Meeting meeting;
-  // What lanes show one another, in two sets in turns: one is read while the next is written.
-  uint64_t shown[2][kWarp][4];
-};
-
-struct Block {
-  uint8_t* shared;
-  uint32_t shared_bytes;
-  Meeting meeting;
-  jmp_buf scheduler;
-};
+#include "../../emulator/fibres.h"
 
 // An asynchronous copy into shared memory: here it is made when it is waited for, and no earlier.
 struct Copy {
@@ -56,35 +14,18 @@ struct Copy {
   uint32_t count, taken, group;
 };
 
-struct Thread {
-  uint32_t tid[3], ntid[3], ctaid[3], nctaid[3];
-  uint32_t number;
-  Block* block;
-  Warp* warp;
-  uint32_t set = 0;
-  const Meeting* awaited = nullptr;
-  uint32_t awaited_round = 0;
-  bool done = false;
+struct Thread : BlockThread {
+  uint8_t* shared_memory;
   Copy copies[128];
   uint32_t copies_waiting = 0, groups = 0;
-  jmp_buf here;
 
-  uint32_t laneid() const { return number % kWarp; }
-  uint32_t warpid() const { return number / kWarp; }
-  bool waits() const { return awaited && awaited->round == awaited_round; }
-
-  uint8_t* shared(uint64_t offset) const { return block->shared + uint32_t(offset); }
-  uint64_t of_shared(uint64_t address) const { return address - reinterpret_cast<uint64_t>(block->shared); }
-
-  void meet(Meeting& meeting) {
-    if (++meeting.arrived == meeting.members) return meeting.next();
-    awaited = &meeting;
-    awaited_round = meeting.round;
-    if (!_setjmp(here)) _longjmp(block->scheduler, 1);
-    awaited = nullptr;
+  void restart() {
+    BlockThread::restart();
+    copies_waiting = groups = 0;
   }
-  void meet_block() { meet(block->meeting); }
-  void meet_warp() { meet(warp->meeting); }
+
+  uint8_t* shared(uint64_t offset) const { return shared_memory + uint32_t(offset); }
+  uint64_t of_shared(uint64_t address) const { return address - reinterpret_cast<uint64_t>(shared_memory); }
 
   void copy(uint8_t* to, const uint8_t* from, uint32_t count, uint32_t taken) {
     if (copies_waiting == sizeof copies / sizeof *copies) fail("too many copies that nobody waits for");
@@ -105,16 +46,6 @@ struct Thread {
       std::memcpy(each.to, each.from, each.taken);
     }
     copies_waiting = kept;
-  }
-
-  // Everybody's of the warp, once all have shown theirs.
-  uint64_t (*show(uint64_t a, uint64_t b = 0, uint64_t c = 0, uint64_t d = 0))[4] {
-    auto* shown = warp->shown[set];
-    set ^= 1;
-    const uint64_t own[4] = {a, b, c, d};
-    std::memcpy(shown[laneid()], own, sizeof own);
-    meet_warp();
-    return shown;
   }
 
   // PTX ISA, shfl.sync: `limits` has the segments' mask above bit 8 and the last lane of a segment below.
