@@ -1,4 +1,4 @@
-"""TVM's hook for a kernel in Metal's shading language: what our kernels use beside what TVM writes."""
+"""TVM's hooks for kernels in Metal's shading language: what our kernels use beside what TVM writes, and constants' bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HOOK = "tvm_callback_metal_compile"
+import numpy as np
+
+_HOOK, _BUILD_HOOK = "tvm_callback_metal_compile", "target.build.metal"
 _AS_SOURCE = "metal"
 _START = "using namespace metal;\n"
 # TVM has Metal compile with fast mathematics, which may take infinities and NaNs for impossible; attention begins with
@@ -28,18 +30,41 @@ inline uint atomicAdd(device uint* word, uint amount) {
 
 @contextmanager
 def completed_source() -> Iterator[None]:
-    """What TVM builds for Metal inside can call the functions of above. The library holds source, which a Mac's own
-    compiler, part of its system, takes when the library is loaded."""
+    """What TVM builds for Metal inside can call the functions of above, and has the constants that it should. The
+    library holds source, which a Mac's own compiler, part of its system, takes when the library is loaded."""
+    import tvm  # noqa: F401  it registers the hook
     import tvm_ffi
 
+    original = tvm_ffi.get_global_func(_BUILD_HOOK)
+    tvm_ffi.register_global_func(_BUILD_HOOK, lambda module, target: original(_exact(module), target), override=True)
     tvm_ffi.register_global_func(_HOOK, _completed, override=True)
     try:
         yield
     finally:
         tvm_ffi.remove_global_func(_HOOK)
+        tvm_ffi.register_global_func(_BUILD_HOOK, original, override=True)
 
 
 def _completed(source: str, target: Any) -> list[str]:
     before, start, kernel = str(source).partition(_START)
     assert start, "TVM begins every kernel so"
     return [before + start + _FUNCTIONS + kernel, _AS_SOURCE]
+
+
+def _exact(module: Any) -> Any:
+    """TVM writes seven digits of a constant, which do not make the same float32 again: 2⁻¹² becomes 2.441406e-04. Such
+    constants are written by their bits."""
+    import tvm_ffi
+    from tvm import tirx
+
+    def by_bits(constant: tirx.FloatImm) -> Any:
+        value = np.float32(constant.value)
+        if str(constant.ty.dtype) != "float32" or not np.isfinite(value) or np.float32(f"{constant.value:e}") == value:
+            return constant
+        return tirx.op.reinterpret("float32", tirx.const(int(value.view(np.uint32)), "uint32"))
+
+    functions = {
+        name: function.with_body(tvm_ffi.structural_map(function.body, (tirx.FloatImm, by_bits)))
+        for name, function in module.functions.items()
+    }
+    return type(module)(functions, attrs=module.attrs)

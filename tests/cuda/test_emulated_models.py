@@ -7,22 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emulated import environment, run_tests
+from emulation.gpus import cuda, run_tests
 from golden import checkpoints
 
 CASES = "deepseek_v3 and (transformers or graph or launches) or cuda_makes or quantized or drafts or whatever"
 
 
 def test_models(tmp_path: Path) -> None:
-    run_tests(tmp_path, "vulkan/test_model.py", "-k", CASES)
+    run_tests(cuda(tmp_path), tmp_path, "vulkan/test_model.py", "-k", CASES)
 
 
 def test_memory_of_graphs(tmp_path: Path) -> None:
-    run_tests(tmp_path, "cuda/test_graph.py")
+    run_tests(cuda(tmp_path), tmp_path, "cuda/test_graph.py")
 
 
 def test_tune_times_kernels_in_graphs_and_compile_takes_its_choice(tmp_path: Path) -> None:
-    on_gpu = {**environment(tmp_path / "gpu"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    on_gpu = {**cuda(tmp_path / "gpu"), "XDG_DATA_HOME": str(tmp_path / "data")}
     checkpoints.write("deepseek_v3", tmp_path / "model")
     config = tmp_path / "model" / "config.json"
 

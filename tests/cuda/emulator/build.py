@@ -51,7 +51,7 @@ def translate(folder: Path) -> None:
 def compile_kernel(folder: Path, name: str) -> None:
     """One kernel, or a copy of what was made of the same C++."""
     source = folder / f"{name}.cc"
-    headers = (HERE / "kernel.h", HERE.parents[1] / "emulator" / "fibres.h")
+    headers = (HERE / "kernel.h", HERE.parents[1] / "emulation" / "fibres.h")
     key = hashlib.sha256(b"".join(file.read_bytes() for file in (source, *headers))).hexdigest()
     kept = Path(os.environ["EMULATED_GPU_FOLDER"]) / f"{key}.so"
     if not kept.exists():

@@ -5,7 +5,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "../../emulator/fibres.h"
+#include "../../emulation/fibres.h"
 
 // An asynchronous copy into shared memory: here it is made when it is waited for, and no earlier.
 struct Copy {

@@ -22,7 +22,6 @@ SHARED_ARRAY = re.compile(r"^(\s*)threadgroup (\w+) (\w+)\[(\d+)\];", re.MULTILI
 CONVERSION = ("(float4)*(", "to_float4 | *(")
 OPTIONS = ["-std=c++17", "-nostdinc++", "-Wno-unknown-attributes", "-Wno-unknown-pragmas", "-I", str(INCLUDE)]
 _PARAMETER = re.compile(r"^\s*(.+?) (\w+) \[\[ *(\w+)(?:\((\d+)\))? *\]\]$", re.DOTALL)
-_BYTES = {"float": 4, "int": 4, "uint": 4, "half": 2, "char": 1, "uchar": 1, "float4": 16, "half4": 8}
 
 
 def build(folder: Path) -> Path:
@@ -50,11 +49,11 @@ def as_cpp(source: str) -> str:
 
 def callable_kernel(source: str, name: str) -> str:
     """C++ with the function `run(buffers, values, block, thread)` for one thread, and what shared arrays take."""
-    sizes = [_BYTES[dtype] * int(count) for _, dtype, _, count in SHARED_ARRAY.findall(source)]
+    sizes = [f"sizeof({dtype}) * {count}" for _, dtype, _, count in SHARED_ARRAY.findall(source)]
     _, _, after = source.partition(f"kernel void {name}(")
     parameters = after[: after.index(") {")].split(",\n")
     return f"""{as_cpp(source)}
-extern "C" const uint shared_sizes[] = {{{", ".join(map(str, [*sizes, 0]))}}};
+extern "C" const uint shared_sizes[] = {{{", ".join([*sizes, "0"])}}};
 extern "C" void run(void* const* buffers, const void* values, const uint* block, const uint* thread_of) {{
   {name}({", ".join(_argument(parameter) for parameter in parameters)});
 }}

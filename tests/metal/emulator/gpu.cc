@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../emulator/fibres.h"
+#include "../../emulation/fibres.h"
 
 namespace {
 
@@ -123,7 +123,8 @@ struct Kernel {
     if (!mkdtemp(path.data())) fail("no folder for a kernel");
     const std::string file = path.data() + std::string("/kernel.metal");
     std::ofstream(file) << source;
-    if (std::system((command + (" " + file) + " " + name).c_str())) fail(("a kernel does not compile: " + name).c_str());
+    if (std::system((command + (" " + file) + " " + name).c_str()))
+      TVM_FFI_THROW(RuntimeError) << "kernel " << name << " does not compile: " << file;
     void* library = dlopen((path.data() + std::string("/kernel.so")).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) fail(dlerror());
     const auto* sizes = static_cast<const uint32_t*>(dlsym(library, "shared_sizes"));
