@@ -1,4 +1,4 @@
-"""TVM's hooks for kernels in Metal's shading language: what our kernels use beside what TVM writes, and constants' bits."""
+"""TVM's hooks for kernels in Metal's shading language: functions beside what TVM writes, and constants' bits."""
 
 from __future__ import annotations
 

@@ -27,8 +27,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.kernels import cuda_products
+from relax_model.kernels import matrix_products
+from relax_model.kernels.cuda_products import TensorCores
 from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, fill, inverse_root
+from relax_model.kernels.metal_products import SimdGroupMatrices
 
 SIDE = 64  # outputs that a block makes of many rows
 MANY_THREADS = 256
@@ -237,21 +239,24 @@ def many_rows(
     in_halves: bool = False,
 ) -> Callable[..., Any]:
     """Statement `multiply(t, chunks, w, x, norm, store)` for `height` rows and SIDE rows of W, by MANY_THREADS
-    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. On tensor cores, but for float32.
+    threads; `chunks` is `column_chunks(width)`, or 0 for a block without work. By a device's matrices, where it has
+    some.
 
     `in_runs`: x(row, column) may be asked for neighbouring columns at once; `in_halves`: its values are float16's, or
     lose nothing that counts when they become such."""
+    if tile.simdgroup_matrices:
+        return matrix_products.many_rows(SimdGroupMatrices(height), width, height, eps, gated, in_runs)
     by_hand = _by_hand(width, height, eps, gated)
     if not tile.tensor_cores:
         return by_hand
-    on_tensor_cores = cuda_products.many_rows(width, height, eps, gated, in_runs, in_halves)
+    rounding = matrix_products.many_rows(TensorCores(height, in_halves), width, height, eps, gated, in_runs)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):
         if w.matrix.exact:
             by_hand(t, chunks, w, x, norm, store)
         else:
-            on_tensor_cores(t, chunks, w, x, norm, store)
+            rounding(t, chunks, w, x, norm, store)
 
     return multiply
 

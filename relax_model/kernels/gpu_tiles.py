@@ -24,9 +24,9 @@ UNROLL = {"pragma_unroll_explicit": False}  # by the device's compiler
 class GpuTile:
     """Tuned values: `threads` of a block; of a product of up to `rows` rows `lanes` threads share `each` outputs, and
     take `steps` words of each at once; above `few` rows it is made in squares. Where warps are known to have `warp`
-    threads, they pass values among themselves; `tensor_cores` make products of many rows. Attention takes `keys` cached
-    tokens at a time, for up to `heads` heads, and a block `split` of them; expanded, its keys and values take up to
-    `scratch` bytes at a time."""
+    threads, they pass values among themselves; NVIDIA's `tensor_cores` or Apple's `simdgroup_matrices` make products of
+    many rows. Attention takes `keys` cached tokens at a time, for up to `heads` heads, and a block `split` of them;
+    expanded, its keys and values take up to `scratch` bytes at a time."""
 
     threads: int
     lanes: int
@@ -40,6 +40,7 @@ class GpuTile:
     steps: int = 1
     warp: int = 0
     tensor_cores: int = 0
+    simdgroup_matrices: int = 0
 
     @property
     def outputs(self) -> int:

@@ -1,7 +1,7 @@
 """Runs tests of the GPU's kernels and models on emulated GPUs.
 
-Everything but the GPU is what people run. NVIDIA's: our library with nvcc's code in it, and TVM's CUDA runtime;
-`tests/cuda/emulator` stands in for NVIDIA's two libraries and runs the code's PTX on the CPU. Apple's: our library for this
+Everything but the GPU is what people run. NVIDIA's: our library with nvcc's code in it, and TVM's CUDA runtime, below
+which `tests/cuda/emulator` stands in for NVIDIA's two libraries and runs the code's PTX. Apple's: our library, for this
 kind of machine in place of a Mac; `tests/metal/emulator` stands in for TVM's Metal runtime and compiles kernels' source.
 """
 

@@ -27,8 +27,8 @@ from relax_model.kernels.moe.gpu_routing import chooser, sorter
 from relax_model.kernels.registry import kernel
 from relax_model.layout import Layout
 
-# Pairs of a tile: an expert rarely has many more of a chunk, and tensor cores make 32 rows as fast as 16.
-_HEIGHT, _HEIGHT_ON_TENSOR_CORES = 16, 32
+# Pairs of a tile: an expert rarely has many more of a chunk, and a device's matrices make 32 rows as fast as 16.
+_HEIGHT, _HEIGHT_BY_MATRICES = 16, 32
 
 
 @kernel("experts", "gpu")
@@ -41,7 +41,7 @@ def experts(
     (experts, 2 · width, hidden), down (experts, hidden, width), [with `shared` > 0: what goes into the shared experts'
     down projection (rows, shared), and that projection (hidden, shared)] → float32 (rows, hidden).
     """
-    height = _HEIGHT_ON_TENSOR_CORES if tile.tensor_cores else _HEIGHT
+    height = _HEIGHT_BY_MATRICES if tile.tensor_cores or tile.simdgroup_matrices else _HEIGHT
     count, top_k, threads, outputs = router.n_routed_experts, router.num_experts_per_tok, tile.threads, tile.outputs
     (up_shape, data_dtype), (up_scale_shape, scale_dtype) = stored(layout, (count, 2 * width, hidden))
     (down_shape, _), (down_scale_shape, _) = stored(layout, (count, hidden, width))
