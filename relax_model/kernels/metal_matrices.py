@@ -37,3 +37,11 @@ def multiply_add(total, place, left, of_left, right, of_right):
             total.data, place, left.data, of_left, right.data, of_right, total.data, place
         )
     )
+
+
+@T.inline
+def scale(total, place, left, of_left, none):
+    """total = left · total; `none` is a matrix of zeros."""
+    T.evaluate(
+        T.metal.simdgroup_multiply_accumulate(total.data, place, left.data, of_left, total.data, place, none.data, 0)
+    )

@@ -2,7 +2,7 @@
 
 Everything but the GPU is what people run. NVIDIA's: our library with nvcc's code in it, and TVM's CUDA runtime, below
 which `tests/cuda/emulator` stands in for NVIDIA's two libraries and runs the code's PTX. Apple's: our library, for this
-kind of machine in place of a Mac; `tests/metal/emulator` stands in for TVM's Metal runtime and compiles kernels' source.
+kind of machine in place of a Mac; `tests/metal/emulator` stands in for TVM's Metal runtime, and compiles their source.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention import cuda_flash
+from relax_model.kernels.attention import cuda_flash, metal_flash
 from relax_model.kernels.attention.gpu_cache import GpuTokens
-from relax_model.kernels.attention.gpu_flash import ROWS, FlashByHand
+from relax_model.kernels.attention.gpu_flash import ROWS, ByThreads, Flash
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
 from relax_model.kernels.gpu_products import MANY_THREADS, SIDE, column_chunks, many_rows
@@ -41,6 +41,13 @@ from relax_model.kernels.gpu_tiles import GpuTile, Matrix, Rows
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
 from relax_model.layout import Layout
+
+
+def _flash(shape: AttentionShape, tile: GpuTile) -> Flash | cuda_flash.TensorCoreFlash:
+    if tile.tensor_cores and cuda_flash.serves(shape):
+        return cuda_flash.TensorCoreFlash(shape)
+    by_matrices = tile.simdgroup_matrices and metal_flash.serves(shape)
+    return Flash(shape, metal_flash.SimdGroups(shape) if by_matrices else ByThreads(shape))
 
 
 @kernel("expanded_attention", "gpu")
@@ -59,8 +66,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
     # Positions of one head that the scratch holds.
     room = tile.scratch // (width * np.dtype(wide).itemsize)
     multiply = many_rows(tile, rank, in_runs=not tokens.in_codes, in_halves=wide == "float16")
-    on_tensor_cores = tile.tensor_cores and cuda_flash.serves(shape)
-    flash = cuda_flash.TensorCoreFlash(shape) if on_tensor_cores else FlashByHand(shape)
+    flash = _flash(shape, tile)
     attend = flash.attend
 
     def query_at(Q, Table, row, head, k):
