@@ -10,6 +10,7 @@ import numpy as np
 
 _HOOK, _BUILD_HOOK = "tvm_callback_metal_compile", "target.build.metal"
 _AS_SOURCE = "metal"
+_SHUFFLE, _SIMD_GROUP = "tirx.tvm_warp_shuffle_xor", 32
 _START = "using namespace metal;\n"
 # TVM has Metal compile with fast mathematics, which may take infinities and NaNs for impossible; attention begins with
 # a maximum of minus infinity.
@@ -36,7 +37,7 @@ def completed_source() -> Iterator[None]:
     import tvm_ffi
 
     original = tvm_ffi.get_global_func(_BUILD_HOOK)
-    tvm_ffi.register_global_func(_BUILD_HOOK, lambda module, target: original(_exact(module), target), override=True)
+    tvm_ffi.register_global_func(_BUILD_HOOK, lambda module, target: original(_adapted(module), target), override=True)
     tvm_ffi.register_global_func(_HOOK, _completed, override=True)
     try:
         yield
@@ -51,20 +52,29 @@ def _completed(source: str, target: Any) -> list[str]:
     return [before + start + _FUNCTIONS + kernel, _AS_SOURCE]
 
 
-def _exact(module: Any) -> Any:
-    """TVM writes seven digits of a constant, which do not make the same float32 again: 2⁻¹² becomes 2.441406e-04. Such
-    constants are written by their bits."""
+def _adapted(module: Any) -> Any:
+    """What TVM's generator does not write as it should, in words that it does."""
     import tvm_ffi
     from tvm import tirx
+    from tvm.ir import Call
 
     def by_bits(constant: tirx.FloatImm) -> Any:
+        """It writes seven digits, of which not every float32 comes back: 2⁻¹² becomes 2.441406e-04."""
         value = np.float32(constant.value)
         if str(constant.ty.dtype) != "float32" or not np.isfinite(value) or np.float32(f"{constant.value:e}") == value:
             return constant
         return tirx.op.reinterpret("float32", tirx.const(int(value.view(np.uint32)), "uint32"))
 
+    def by_name(call: Call) -> Any:
+        """It has no exchange with the lane at a distance, which Metal has."""
+        if getattr(call.op, "name", "") != _SHUFFLE:
+            return call
+        _, value, distance, width, _ = call.args
+        assert int(width) == _SIMD_GROUP, "as wide as a SIMD group"
+        return tirx.call_extern(str(call.ty.dtype), "simd_shuffle_xor", value, distance.astype("uint16"))
+
     functions = {
-        name: function.with_body(tvm_ffi.structural_map(function.body, (tirx.FloatImm, by_bits)))
+        name: function.with_body(tvm_ffi.structural_map(function.body, [(tirx.FloatImm, by_bits), (Call, by_name)]))
         for name, function in module.functions.items()
     }
     return type(module)(functions, attrs=module.attrs)

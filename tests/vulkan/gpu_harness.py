@@ -16,7 +16,7 @@ TILE = GpuTile(threads=64, lanes=16, rows=4, few=8, heads=4, keys=8, split=32, s
 if DEVICE == "cuda":
     TILE = dataclasses.replace(TILE, each=2, steps=2, warp=32, tensor_cores=1)
 if DEVICE == "metal":
-    TILE = dataclasses.replace(TILE, simdgroup_matrices=1)
+    TILE = dataclasses.replace(TILE, each=2, steps=2, warp=32, simdgroup_matrices=1)
 
 
 @cache
