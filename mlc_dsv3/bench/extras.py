@@ -21,6 +21,11 @@ def require_llama() -> None:
     _require("--versus llama.cpp", ("llama_cpp", "gguf"), f"{VERSUS} (it compiles llama.cpp for this processor)")
 
 
+def require_torch() -> None:
+    """UserError unless PyTorch is installed."""
+    _require("--versus torch", ("torch",), "pip install torch")
+
+
 def _require(option: str, modules: tuple[str, ...], how: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:

@@ -12,7 +12,7 @@ from mlc_dsv3.runtime.virtual_machine import usable_cores
 from relax_model.config import ModelConfig
 from relax_model.layout import cached_token_bytes
 
-PEERS = ("llama.cpp",)
+PEERS = ("llama.cpp", "torch")  # of whole models, and of attention alone
 DRAFTED_PROMPT = 16  # tokens before those that are decoded with drafts
 
 
@@ -36,8 +36,10 @@ class BenchSettings:
         for option in ("prefill", "decode", "rounds"):
             if getattr(self, option) < 1:
                 raise UserError(f"--{option} is {getattr(self, option)}; it must be at least 1")
-        if self.target.device != "cpu" and self.versus is not None:
-            raise UserError("--versus measures on the CPU; leave --device out")
+        if self.target.device != "cpu" and self.versus == "llama.cpp":
+            raise UserError("--versus llama.cpp measures on the CPU; leave --device out")
+        if self.target.device not in ("cpu", "cuda") and self.versus == "torch":
+            raise UserError("--versus torch measures on the devices cpu and cuda")
         most = self.target.default("max_rows")
         for option, values, least in (
             ("--depth", self.depths, 0),

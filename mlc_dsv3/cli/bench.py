@@ -73,7 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--versus",
         metavar="PEER",
-        help=f"llama.cpp: measure it in turns with us on a random GGUF of the same shape; needs {VERSUS}",
+        help=f"llama.cpp: measure it in turns with us on a random GGUF of the same shape; needs {VERSUS}; torch: with "
+        "--attention, PyTorch's attention over the same latents",
+    )
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="one layer's attention alone, of --batch sequences at --depth, beside what memory and arithmetic allow; "
+        "nothing else",
     )
     parser.add_argument(
         "--quality", action="store_true", help="the demo's held-out questions and divergence from q0f32, too"
@@ -95,6 +102,9 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.speculative:
         _drafted(parsed, quantizations, settings)
         return
+    if parsed.attention:
+        _attention(parsed, quantizations, settings)
+        return
     results = _speed(parsed, quantizations, settings)
     if parsed.json:
         print_json(results)
@@ -110,7 +120,7 @@ def run(parsed: argparse.Namespace) -> None:
 
 def _settings(parsed: argparse.Namespace) -> BenchSettings:
     """The options, checked together before anything is done."""
-    from mlc_dsv3.bench.extras import require_llama, require_plot
+    from mlc_dsv3.bench.extras import require_llama, require_plot, require_torch
     from mlc_dsv3.bench.plot import check_path
     from mlc_dsv3.bench.settings import DRAFTED_PROMPT, BenchSettings
 
@@ -124,6 +134,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     _check_speculative(parsed)
     _check_experts(parsed)
+    _check_attention(parsed)
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
     settings = BenchSettings(
@@ -142,7 +153,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
     if settings.target.device != "cpu" and (parsed.quality or parsed.plot):
         raise UserError("--quality and --plot are for the device cpu")
     if settings.versus:
-        require_llama()
+        require_torch() if settings.versus == "torch" else require_llama()
     if parsed.plot:
         check_path(parsed.plot)
         require_plot()
@@ -229,6 +240,51 @@ def _check_experts(parsed: argparse.Namespace) -> None:
     for option in ("versus", "quality", "profile", "speculative"):
         if getattr(parsed, option):
             raise UserError(f"--experts looks at routers alone; leave --{option} out")
+
+
+def _check_attention(parsed: argparse.Namespace) -> None:
+    if not parsed.attention:
+        if parsed.versus == "torch":
+            raise UserError("--versus torch is of attention alone; give --attention, too")
+        return
+    if parsed.versus == "llama.cpp":
+        raise UserError("--versus llama.cpp measures whole models; beside --attention it is torch")
+    if not parsed.model_config:
+        raise UserError("--attention takes no weights but random ones: --model-config FILE --random-weights")
+    for option in ("quality", "plot", "profile", "speculative", "experts"):
+        if getattr(parsed, option):
+            raise UserError(f"--attention measures one kernel alone; leave --{option} out")
+
+
+def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
+    """One layer's attention in each quantization."""
+    from mlc_dsv3.bench.attention import measure_attention
+    from mlc_dsv3.bench.run import meter_of
+    from mlc_dsv3.cli.arguments import read_model
+    from mlc_dsv3.cli.bench_tables import print_attention
+
+    config, target = read_model(parsed.model_config, ()).config, settings.target
+    if min(settings.depths) < 1:
+        raise UserError("--depth is 0, where there is nothing to attend to; give --depth 8192, say")
+    results = []
+    for quantization in quantizations or [target.default("quantization")]:
+        stored = target.stored_as(quantization)
+        settings.refuse_unless_it_fits(replace(config, num_hidden_layers=1), stored, config.max_position_embeddings)
+        results += measure_attention(
+            config,
+            stored,
+            target,
+            settings.thread_count,
+            meter_of(settings),
+            batches=settings.batches,
+            depths=settings.depths,
+            rounds=settings.rounds,
+            versus_torch=settings.versus == "torch",
+        )
+    if parsed.json:
+        print_json([asdict(result) for result in results])
+    else:
+        print_attention(results)
 
 
 def _experts(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlc_dsv3.cli.output import print_table, size
 
 if TYPE_CHECKING:
+    from mlc_dsv3.bench.attention import AttentionSpeed
     from mlc_dsv3.bench.drafted import DraftedSpeed
 
 _SPEED = ("measure", "quantization", "depth", "batch", "tok/s", "ms", "MB a token", "GB/s", "limit GB/s", "share")
@@ -34,6 +35,32 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
         if result["profile"]:
             print()
             _print_profile(result)
+
+
+def print_attention(results: Sequence[AttentionSpeed]) -> None:
+    """One layer's attention beside what memory and arithmetic allow, and beside the peer's."""
+    columns = ("heads", "batch", "depth", "cache", "µs", "GB/s", "share", "TFLOP/s", "share", "peer µs", "ratio")
+    rows = [
+        (
+            str(each.heads),
+            str(each.batch),
+            str(each.depth),
+            each.cache_dtype,
+            f"{each.seconds * 1e6:.1f}",
+            f"{each.gb_per_second:.1f}",
+            f"{each.share_of_limit:.0%}",
+            f"{each.tflops:.3g}",
+            f"{each.share_of_tflops:.0%}",
+            "" if each.peer_seconds is None else f"{each.peer_seconds * 1e6:.1f}",
+            "" if each.ratio is None else f"{each.ratio:.2f} ({each.ratio_min:.2f}–{each.ratio_max:.2f})",
+        )
+        for each in results
+    ]
+    print_table(rows, columns)
+    first = results[0]
+    print(f"limits: {first.limit_gb_per_second:.1f} GB/s and {first.limit_tflops:.3g} TFLOP/s")
+    for peer in sorted({each.peer for each in results if each.peer}):
+        print(f"peer: {peer}")
 
 
 def print_drafted(results: Sequence[DraftedSpeed]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlc_dsv3.runtime.memory import HostMemory, Memory, memory_of
+from mlc_dsv3.runtime.memory import HostMemory, Memory, driver_of, memory_of
 from mlc_dsv3.tune.stopwatch import Clock, wall_clock
 
 _LEAST_COLD = 64 << 20
@@ -30,17 +30,25 @@ def tune_device(device: str) -> TuneDevice:
     """The device of a target by its name. UserError where it is not there."""
     if device == "cpu":
         return TuneDevice(_processor_name(), HostMemory(), wall_clock, _cold_bytes_of_host())
-    memory = memory_of(device)
-    if device == "cuda":
-        from mlc_dsv3.cuda import driver
-
-        return TuneDevice(driver.first_device()["name"], memory, GraphClock(memory), _COLD_OF_GPU)
-    from mlc_dsv3.vulkan import native
-
-    found = native.first_device()
+    memory, found = memory_of(device), driver_of(device).first_device()
+    clock = {"cuda": GraphClock, "metal": WaitingClock, "vulkan": GpuClock}[device](memory)
     # What has no memory of its own lies behind the host's caches.
-    cold = _cold_bytes_of_host() if found["type"] in ("integrated", "cpu") else _COLD_OF_GPU
-    return TuneDevice(found["name"], memory, GpuClock(memory), cold)
+    cold = _cold_bytes_of_host() if found.get("type") in ("integrated", "cpu") else _COLD_OF_GPU
+    return TuneDevice(found["name"], memory, clock, cold)
+
+
+class WaitingClock:
+    """Seconds by the host's clock until all launches have run."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def __call__(self, work: Callable[[], None]) -> float:
+        """See `Clock`."""
+        started = time.perf_counter()
+        work()
+        self._memory.wait()
+        return time.perf_counter() - started
 
 
 class GpuClock:

@@ -34,8 +34,8 @@ def arguments(func: PrimFunc, call: KernelCall, regime: str, workload: Workload,
         return _choosing(names, call, regime, workload, device)
     nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _types(call.inputs, workload.sizes))
     copies = min(_MOST_COPIES, -(-device.cold_bytes // nbytes)) if regime == "decode" else 1
-    outputs = _outputs(call, workload.sizes, device)
-    return [_inputs(names, call, workload.sizes, {}, device) + outputs for _ in range(copies)]
+    outputs = outputs_of(call, workload.sizes, device)
+    return [inputs_of(names, call, workload.sizes, {}, device) + outputs for _ in range(copies)]
 
 
 def _routed(names: list[str], call: KernelCall, regime: str, workload: Workload, device: TuneDevice) -> list[list[Any]]:
@@ -45,14 +45,14 @@ def _routed(names: list[str], call: KernelCall, regime: str, workload: Workload,
     stored = [name for name in ("data", "scale") if name in types]
     nbytes = sum(math.prod(types[name][0]) * np.dtype(types[name][1]).itemsize for name in stored) // experts
     usable = min(experts, max(top_k, -(-device.cold_bytes // nbytes)))
-    shared = {name: _placed(_filled(*types[name], limit=usable), device) for name in stored}
+    shared = {name: placed(_filled(*types[name], limit=usable), device) for name in stored}
     rows = workload.rows if regime == "decode" else max(1, workload.rows * usable // experts)
     sizes = {**workload.sizes, "rows": rows}
-    lists, outputs = [], _outputs(call, sizes, device)
+    lists, outputs = [], outputs_of(call, sizes, device)
     for copy in range(-(-usable // top_k) if regime == "decode" else 1):
         routing = _routing(rows, top_k, experts, usable, copy * top_k)
-        pairs, starts = (_placed(array, device) for array in routing)
-        lists.append(_inputs(names, call, sizes, {**shared, "pairs": pairs, "starts": starts}, device) + outputs)
+        pairs, starts = (placed(array, device) for array in routing)
+        lists.append(inputs_of(names, call, sizes, {**shared, "pairs": pairs, "starts": starts}, device) + outputs)
     return lists
 
 
@@ -64,15 +64,15 @@ def _choosing(
     (rows, experts), top_k = types["logits"][0], call.arguments[1].num_experts_per_tok
     stored = [name for name in names if name.startswith(("up_", "down_"))]
     nbytes = sum(math.prod(types[name][0]) * np.dtype(types[name][1]).itemsize for name in stored) // experts
-    shared = {name: _placed(_filled(*types[name]), device) for name in stored}
-    lists, outputs = [], _outputs(call, workload.sizes, device)
+    shared = {name: placed(_filled(*types[name]), device) for name in stored}
+    lists, outputs = [], outputs_of(call, workload.sizes, device)
     passes = max(1, min(experts // top_k, -(-device.cold_bytes // (nbytes * top_k)))) if regime == "decode" else 1
     for copy in range(passes):
         logits = aligned_zeros((rows, experts), "float32")
         chosen = (copy * top_k + np.arange(rows * top_k)).reshape(rows, top_k) % experts
         np.put_along_axis(logits, chosen, 16, axis=1)
         lists.append(
-            _inputs(names, call, workload.sizes, {**shared, "logits": _placed(logits, device)}, device) + outputs
+            inputs_of(names, call, workload.sizes, {**shared, "logits": placed(logits, device)}, device) + outputs
         )
     return lists
 
@@ -85,9 +85,10 @@ def _routing(rows: int, top_k: int, experts: int, usable: int, first: int) -> tu
     return pairs, starts
 
 
-def _inputs(
+def inputs_of(
     names: list[str], call: KernelCall, sizes: dict[str, int], given: dict[str, Any], device: TuneDevice
 ) -> list[Any]:
+    """Tensors of a call's inputs, of these names: those that are `given`, and for the others one sequence's."""
     tensors = []
     for name, (shape, dtype) in zip(names, _types(call.inputs, sizes), strict=True):
         if name in given:
@@ -104,16 +105,16 @@ def _inputs(
             if name == "cache" and dtype == "int8":
                 # A token ends with its float32 scale, of which any bits would not do.
                 array[..., -4:] = np.array([1e-6], np.float32).view(np.int8)
-        tensors.append(_placed(array, device))
+        tensors.append(placed(array, device))
     return tensors
 
 
-def _outputs(call: KernelCall, sizes: dict[str, int], device: TuneDevice) -> list[Any]:
+def outputs_of(call: KernelCall, sizes: dict[str, int], device: TuneDevice) -> list[Any]:
     """The same for all lists: a GPU then starts a call when the one before is through, as in a model's step."""
     return [device.memory.empty(shape, dtype) for shape, dtype in _types(call.outputs, sizes)]
 
 
-def _placed(array: np.ndarray, device: TuneDevice) -> Any:
+def placed(array: np.ndarray, device: TuneDevice) -> Any:
     if array.ctypes.data % ALIGNMENT:
         unaligned, array = array, aligned_zeros(array.shape, str(array.dtype))
         array[...] = unaligned

@@ -1,0 +1,75 @@
+"""PyTorch's attention over the same latents: absorbed heads are the queries of one key and value head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from relax_model.config import ModelConfig
+
+_LEAST_SECONDS = 0.05  # of what is timed at once
+
+
+class TorchAttention:
+    """Queries (batch, heads, latent) over latents (batch, depth, latent); their first `kv_lora_rank` columns are summed.
+
+    In bfloat16 on the CPU and float16 on a GPU, by the faster of `scaled_dot_product_attention` and of products with a
+    softmax between, over latents that lie in one piece a sequence.
+    """
+
+    def __init__(self, config: ModelConfig, device: str, threads: int, batch: int, depth: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self._device = device
+        options = {"device": device, "dtype": torch.bfloat16 if device == "cpu" else torch.float16}
+        rank, scale, width = config.kv_lora_rank, config.softmax_scale, config.latent_width
+        latents = torch.randn(batch, depth, width, **options)
+        queries = torch.randn(batch, config.num_attention_heads, width, **options)
+
+        def by_one_call() -> torch.Tensor:
+            keys = latents[:, None]
+            attend = torch.nn.functional.scaled_dot_product_attention
+            return attend(queries[:, None], keys, keys[..., :rank], scale=scale)
+
+        def by_products() -> torch.Tensor:
+            weights = torch.softmax(queries @ latents.mT * scale, dim=-1)
+            return weights @ latents[..., :rank]
+
+        ways = {"scaled_dot_product_attention": by_one_call, "matmul and softmax": by_products}
+        with torch.inference_mode():
+            seconds = {name: min(self._time(way) for _ in range(2)) for name, way in ways.items()}
+        self._name = min(seconds, key=lambda name: seconds[name])
+        self._run = ways[self._name]
+
+    def engine(self) -> str:
+        """Its version, and which way was the faster one."""
+        import torch
+
+        return f"PyTorch {torch.__version__} ({self._name})"
+
+    def seconds(self) -> float:
+        """Of one call, over long enough."""
+        import torch
+
+        with torch.inference_mode():
+            return self._time(self._run)
+
+    def _time(self, way: Callable[[], torch.Tensor]) -> float:
+        import torch
+
+        calls, taken = 0, 0.0
+        way()
+        while taken < _LEAST_SECONDS:
+            started = time.perf_counter()
+            way()
+            if self._device != "cpu":
+                torch.cuda.synchronize()
+            taken += time.perf_counter() - started
+            calls += 1
+        return taken / calls
