@@ -2,8 +2,10 @@
 # Checks kernels and whole models on this machine's GPU, then measures. What it finds goes to FOLDER: check-*.log, and a
 # JSON list of each shape's measurements.
 #
-#   tests/on_gpu.sh vulkan|cuda FOLDER [check] [SHAPE…]      SHAPE: a name in tests/shapes/, as lite9
+#   tests/on_gpu.sh vulkan|cuda FOLDER [check] [attention] [SHAPE…]      SHAPE: a name in tests/shapes/, as lite9
 #
+# `attention` is one layer's alone, of DeepSeek-V3 in a batch of 64 and of GLM-4.7-Flash in one of 1, beside PyTorch's
+# where that is installed.
 # The checks run in PYTEST_WORKERS processes (2).
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,9 +19,18 @@ for part in "$@"; do
     if [ "$part" = check ]; then
         timeout 240 python3 -m pytest -q -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" \
             tests/vulkan/test_gpu_kernels.py tests/vulkan/test_gpu_sampling.py tests/vulkan/test_model.py \
-            tests/cuda/test_graph.py \
+            tests/vulkan/test_device_bench.py tests/cuda/test_graph.py \
             > "$folder/check-$device.log" 2>&1 || failed=1
         tail -n 30 "$folder/check-$device.log"
+    elif [ "$part" = attention ]; then
+        versus=()
+        if [ "$device" = cuda ] && python3 -c "import torch" 2> /dev/null; then versus=(--versus torch); fi
+        for shape in deepseek_v3:1,64 glm_4_7_flash:1; do
+            timeout 120 python3 -m mlc_dsv3 bench --device "$device" --model-config "tests/shapes/${shape%:*}.json" \
+                --random-weights --attention --batch "${shape#*:}" --depth 8192 --rounds 5 "${versus[@]}" --json \
+                > "$folder/attention-$device-${shape%:*}.json" 2> "$folder/attention-$device-${shape%:*}.err" || failed=1
+            cat "$folder/attention-$device-${shape%:*}.json"
+        done
     else
         timeout 240 python3 -m mlc_dsv3 bench --device "$device" --model-config "tests/shapes/$part.json" \
             --random-weights --prefill 2048 --decode 64 --depth 0,4096 --batch 1,16 --verify 2 --profile --json \

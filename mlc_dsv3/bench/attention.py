@@ -142,10 +142,18 @@ def _peak_tflops(target: CompileTarget, threads: int) -> float:
 
 
 class AttentionBench:
-    """The kernel on random latents: in so many copies that they come from memory, and sequences' pages in any order."""
+    """The kernel on random latents, sequences' pages in any order: in so many copies that, of `cold_bytes` or what a
+    device's caches hold, they come from memory."""
 
     def __init__(
-        self, config: ModelConfig, quantization: str, target: CompileTarget, threads: int, batch: int, depth: int
+        self,
+        config: ModelConfig,
+        quantization: str,
+        target: CompileTarget,
+        threads: int,
+        batch: int,
+        depth: int,
+        cold_bytes: int | None = None,
     ) -> None:
         from mlc_dsv3.runtime.virtual_machine import configure_threads
 
@@ -178,7 +186,7 @@ class AttentionBench:
         }
         given = {name: placed(array, device) for name, array in where.items()}
         token = cached_token_bytes(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim)
-        copies = max(1, math.ceil(device.cold_bytes / (batch * depth * token)))
+        copies = max(1, math.ceil((cold_bytes or device.cold_bytes) / (batch * depth * token)))
         outputs = outputs_of(call, sizes, device)
         self._lists = [inputs_of(names, call, sizes, given, device) + outputs for _ in range(copies)]
 

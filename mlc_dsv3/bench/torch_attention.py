@@ -14,12 +14,28 @@ if TYPE_CHECKING:
 _LEAST_SECONDS = 0.05  # of what is timed at once
 
 
-class TorchAttention:
-    """Queries (batch, heads, latent) over latents (batch, depth, latent); their first `kv_lora_rank` columns are summed.
+def by_one_call(queries: torch.Tensor, latents: torch.Tensor, rank: int, scale: float) -> torch.Tensor:
+    """Queries (batch, heads, latent) and latents (batch, depth, latent) → sums of the latents' first `rank` columns."""
+    import torch
 
-    In bfloat16 on the CPU and float16 on a GPU, by the faster of `scaled_dot_product_attention` and of products with a
-    softmax between, over latents that lie in one piece a sequence.
-    """
+    keys = latents[:, None]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(queries[:, None], keys, keys[..., :rank], scale=scale)[:, 0]
+
+
+def by_products(queries: torch.Tensor, latents: torch.Tensor, rank: int, scale: float) -> torch.Tensor:
+    """The same, step by step."""
+    import torch
+
+    weights = torch.softmax(queries @ latents.mT * scale, dim=-1)
+    return weights @ latents[..., :rank]
+
+
+_WAYS = {"scaled_dot_product_attention": by_one_call, "matmul and softmax": by_products}
+
+
+class TorchAttention:
+    """Random latents in one piece a sequence, in bfloat16 on the CPU and float16 on a GPU, by the faster way."""
 
     def __init__(self, config: ModelConfig, device: str, threads: int, batch: int, depth: int) -> None:
         import torch
@@ -28,24 +44,12 @@ class TorchAttention:
         torch.manual_seed(0)
         self._device = device
         options = {"device": device, "dtype": torch.bfloat16 if device == "cpu" else torch.float16}
-        rank, scale, width = config.kv_lora_rank, config.softmax_scale, config.latent_width
-        latents = torch.randn(batch, depth, width, **options)
-        queries = torch.randn(batch, config.num_attention_heads, width, **options)
-
-        def by_one_call() -> torch.Tensor:
-            keys = latents[:, None]
-            attend = torch.nn.functional.scaled_dot_product_attention
-            return attend(queries[:, None], keys, keys[..., :rank], scale=scale)
-
-        def by_products() -> torch.Tensor:
-            weights = torch.softmax(queries @ latents.mT * scale, dim=-1)
-            return weights @ latents[..., :rank]
-
-        ways = {"scaled_dot_product_attention": by_one_call, "matmul and softmax": by_products}
+        latents = torch.randn(batch, depth, config.latent_width, **options)
+        queries = torch.randn(batch, config.num_attention_heads, config.latent_width, **options)
+        self._arguments = (queries, latents, config.kv_lora_rank, config.softmax_scale)
         with torch.inference_mode():
-            seconds = {name: min(self._time(way) for _ in range(2)) for name, way in ways.items()}
+            seconds = {name: min(self._time(way) for _ in range(2)) for name, way in _WAYS.items()}
         self._name = min(seconds, key=lambda name: seconds[name])
-        self._run = ways[self._name]
 
     def engine(self) -> str:
         """Its version, and which way was the faster one."""
@@ -58,16 +62,16 @@ class TorchAttention:
         import torch
 
         with torch.inference_mode():
-            return self._time(self._run)
+            return self._time(_WAYS[self._name])
 
-    def _time(self, way: Callable[[], torch.Tensor]) -> float:
+    def _time(self, way: Callable[..., torch.Tensor]) -> float:
         import torch
 
         calls, taken = 0, 0.0
-        way()
+        way(*self._arguments)
         while taken < _LEAST_SECONDS:
             started = time.perf_counter()
-            way()
+            way(*self._arguments)
             if self._device != "cpu":
                 torch.cuda.synchronize()
             taken += time.perf_counter() - started

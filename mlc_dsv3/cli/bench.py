@@ -137,15 +137,20 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
     _check_attention(parsed)
     if parsed.questions < 1:
         raise UserError(f"--questions is {parsed.questions}; it must be at least 1")
+    prefill, decode = parsed.prefill, parsed.decode
+    if parsed.speculative:
+        prefill = DRAFTED_PROMPT
+    if parsed.attention:
+        prefill, decode = 1, 1
     settings = BenchSettings(
         device=parsed.device,
         cache_dtype=parsed.cache_dtype,
         threads=parsed.threads,
-        prefill=DRAFTED_PROMPT if parsed.speculative else parsed.prefill,
-        decode=parsed.decode,
+        prefill=prefill,
+        decode=decode,
         depths=_numbers(parsed.depth, "--depth", "0,4096"),
         batches=_numbers(parsed.batch, "--batch", "1,8"),
-        verify=() if parsed.verify == "0" else _numbers(parsed.verify, "--verify", "2,4"),
+        verify=() if parsed.verify == "0" or parsed.attention else _numbers(parsed.verify, "--verify", "2,4"),
         rounds=parsed.rounds,
         profile=parsed.profile,
         versus=parsed.versus,

@@ -17,8 +17,8 @@ def test_models(tmp_path: Path) -> None:
     run_tests(cuda(tmp_path), tmp_path, "vulkan/test_model.py", "-k", CASES)
 
 
-def test_memory_of_graphs(tmp_path: Path) -> None:
-    run_tests(cuda(tmp_path), tmp_path, "cuda/test_graph.py")
+def test_memory_of_graphs_and_measuring(tmp_path: Path) -> None:
+    run_tests(cuda(tmp_path), tmp_path, "cuda/test_graph.py", "vulkan/test_device_bench.py")
 
 
 def test_tune_times_kernels_in_graphs_and_compile_takes_its_choice(tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def test_models(tmp_path: Path) -> None:
     run_tests(metal(tmp_path), tmp_path, "vulkan/test_model.py", "-k", CASES)
 
 
+def test_measuring(tmp_path: Path) -> None:
+    run_tests(metal(tmp_path), tmp_path, "vulkan/test_device_bench.py")
+
+
 def test_chat_answers(tmp_path: Path) -> None:
     """Converted, compiled and run as `chat` does it."""
     environment = {**metal(tmp_path / "gpu"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
