@@ -142,18 +142,11 @@ def _peak_tflops(target: CompileTarget, threads: int) -> float:
 
 
 class AttentionBench:
-    """The kernel on random latents, sequences' pages in any order: in so many copies that, of `cold_bytes` or what a
-    device's caches hold, they come from memory."""
+    """The kernel on random latents, sequences' pages in any order: in so many copies that all but tiny ones come from
+    memory."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        quantization: str,
-        target: CompileTarget,
-        threads: int,
-        batch: int,
-        depth: int,
-        cold_bytes: int | None = None,
+        self, config: ModelConfig, quantization: str, target: CompileTarget, threads: int, batch: int, depth: int
     ) -> None:
         from mlc_dsv3.runtime.virtual_machine import configure_threads
 
@@ -163,7 +156,7 @@ class AttentionBench:
         from mlc_dsv3.compiler.compile import backend, build_options, tvm_target
         from mlc_dsv3.compiler.tuned import find_tuned
         from mlc_dsv3.tune.device import tune_device
-        from mlc_dsv3.tune.inputs import inputs_of, outputs_of, placed
+        from mlc_dsv3.tune.inputs import MOST_COPIES, inputs_of, outputs_of, placed
         from relax_model.kernels import registry
 
         options = build_options(target, quantization, find_tuned(target).tiles)
@@ -186,7 +179,7 @@ class AttentionBench:
         }
         given = {name: placed(array, device) for name, array in where.items()}
         token = cached_token_bytes(options.cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim)
-        copies = max(1, math.ceil((cold_bytes or device.cold_bytes) / (batch * depth * token)))
+        copies = min(MOST_COPIES, math.ceil(device.cold_bytes / (batch * depth * token)))
         outputs = outputs_of(call, sizes, device)
         self._lists = [inputs_of(names, call, sizes, given, device) + outputs for _ in range(copies)]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from relax_model.graph import KernelCall
 
-_MOST_COPIES = 128
+MOST_COPIES = 128
 _BLOCK = 1 << 18  # random values, which are repeated: drawing them takes longer than any kernel
 
 
@@ -33,7 +33,7 @@ def arguments(func: PrimFunc, call: KernelCall, regime: str, workload: Workload,
     if call.operator == "experts":
         return _choosing(names, call, regime, workload, device)
     nbytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _types(call.inputs, workload.sizes))
-    copies = min(_MOST_COPIES, -(-device.cold_bytes // nbytes)) if regime == "decode" else 1
+    copies = min(MOST_COPIES, -(-device.cold_bytes // nbytes)) if regime == "decode" else 1
     outputs = outputs_of(call, workload.sizes, device)
     return [inputs_of(names, call, workload.sizes, {}, device) + outputs for _ in range(copies)]
 
