@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from emulation.gpus import metal, run_tests
 
@@ -26,10 +27,17 @@ def test_measuring(tmp_path: Path) -> None:
     run_tests(metal(tmp_path), tmp_path, "vulkan/test_device_bench.py")
 
 
-def test_chat_answers(tmp_path: Path) -> None:
+def test_chat_answers_and_tune_measures(tmp_path: Path) -> None:
     """Converted, compiled and run as `chat` does it."""
-    environment = {**metal(tmp_path / "gpu"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    question = ["chat", "--device", "metal", "--prompt", "What is 34 + 57?", "--json"]
-    done = subprocess.run([sys.executable, EMULATED, *question], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"].endswith("= 91.")
+    folders = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    environment = {**metal(tmp_path / "gpu"), **folders}
+
+    def run(*arguments: str) -> Any:
+        command = [sys.executable, EMULATED, *arguments, "--device", "metal", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    assert run("chat", "--prompt", "What is 34 + 57?")["text"].endswith("= 91.")
+    first, *_ = run("tune", "--seconds", "1")
+    assert all(seconds > 0 for both in first["seconds"].values() for seconds in both)
