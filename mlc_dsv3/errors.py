@@ -18,6 +18,12 @@ USER_ERRORS = (UserError, ConfigError)
 MACHINE_ERRORS = (DeviceError, MemoryError)
 
 
+def reason(error: Exception) -> str:
+    """What an error of TVM's comes to: its text's last line, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 def warn(text: str) -> None:
     """Tell the user, in one line on standard error, of something that does not stop the work."""
     print(f"mlc_dsv3: warning: {' '.join(text.split())}", file=sys.stderr)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlc_dsv3.cuda.driver import call
 from mlc_dsv3.cuda.graph import Graph, record
-from mlc_dsv3.errors import warn
+from mlc_dsv3.errors import reason, warn
 from mlc_dsv3.runtime.calls import Calls, Functions
 from mlc_dsv3.runtime.memory import Memory
 
@@ -126,8 +126,8 @@ class GraphCalls(Calls):
         except RuntimeError as error:
             self.forget()
             self.prefers_few_shapes = False
-            reason = str(error).strip().splitlines()[-1]
-            warn(f"steps are started kernel by kernel, which is slower: CUDA makes no graph of them ({reason})")
+            why = reason(error)
+            warn(f"steps are started kernel by kernel, which is slower: CUDA makes no graph of them ({why})")
             return None
 
     def _destroy(self, key: tuple[Any, ...]) -> None:

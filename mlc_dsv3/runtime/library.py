@@ -10,7 +10,7 @@ from mlc_dsv3.compiler.hosts import host_arch, host_system
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.compiler.targets import host_features, known_hosts
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, reason
 from mlc_dsv3.runtime.calls import Calls
 from mlc_dsv3.runtime.graphs import GraphCalls
 from mlc_dsv3.runtime.memory import HostMemory, Memory, memory_of
@@ -73,5 +73,4 @@ def _open(path: Path, device: str) -> list[Any]:
     try:
         return open_machines(path, device, [True, False] if device == "cuda" else [True])
     except (RuntimeError, ValueError, AttributeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} does not load: {reason}") from None
+        raise UserError(f"{path} does not load: {reason(error)}") from None

@@ -15,7 +15,7 @@ from on_device import device, needs_gpu
 from mlc_dsv3.quantization import dequantize, quantize
 from mlc_dsv3.weights.decode import E4M3
 from relax_model.config import RouterConfig
-from relax_model.kernels.attention import cuda_absorbed
+from relax_model.kernels.attention import cuda_absorbed, metal_absorbed
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
@@ -288,6 +288,7 @@ def test_absorbed_attention(name: str, quantization: str) -> None:
         found, world.cache = world.absorbed(*some)
         check_appended(world, before, *some[1:])
         rounded = TILE.tensor_cores and (cuda_absorbed.serves(world.shape) or rows > TILE.few)
+        rounded |= TILE.simdgroup_matrices and metal_absorbed.serves(world.shape)
         assert error(found, world.expected(*some[:3])) < (ROUNDED_TOLERANCE if rounded else ATTENTION_TOLERANCE)
         if rows <= TILE.few:
             for row in range(rows):

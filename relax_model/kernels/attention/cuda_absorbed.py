@@ -33,7 +33,7 @@ def serves(shape: AttentionShape) -> bool:
 class TensorCoreAttention:
     """Statements of a block of THREADS threads for HEADS heads; see `gpu_absorbed.ByHand`."""
 
-    threads, heads = THREADS, HEADS
+    threads, heads, scope = THREADS, HEADS, "local"
 
     def __init__(self, shape: AttentionShape) -> None:
         width, rank, page = shape.latent_width, shape.kv_lora_rank, shape.page_size

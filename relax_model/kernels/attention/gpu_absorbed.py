@@ -19,7 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention import cuda_absorbed
+from relax_model.kernels.attention import cuda_absorbed, metal_absorbed
 from relax_model.kernels.attention.gpu_cache import RUN, GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import scale_names, stored, without
@@ -35,7 +35,7 @@ _PASSES = 8  # outputs of W_UV that a block makes, in blocks of a product: each 
 
 
 class ByHand:
-    """Statements of a block of `threads` threads, for `heads` heads of a row.
+    """Statements of a block of `threads` threads, for `heads` heads of a row; sums are in memory `scope`.
 
     attend(i, g, t, first, limit, …, state, factor, out)    `limit` keys from position `first` on, for the heads of
                                                             group g: the thread's `sums` sums, and its own head's
@@ -43,6 +43,8 @@ class ByHand:
     each_head(t, put)                                       put(head), by a thread with that head's state
     each_sum(t, out, put)                                   put(head, column, sum) of all that the thread has
     """
+
+    scope = "local"
 
     def __init__(self, shape: AttentionShape, tile: GpuTile) -> None:
         rank, width, page = shape.kv_lora_rank, shape.latent_width, shape.page_size
@@ -203,6 +205,16 @@ def _merger(threads: int, rank: int, behind: int) -> Callable[..., Any]:
     return merge
 
 
+def _inner(
+    shape: AttentionShape, tile: GpuTile
+) -> ByHand | cuda_absorbed.TensorCoreAttention | metal_absorbed.SimdGroupAttention:
+    if tile.tensor_cores and cuda_absorbed.serves(shape):
+        return cuda_absorbed.TensorCoreAttention(shape)
+    if tile.simdgroup_matrices and metal_absorbed.serves(shape):
+        return metal_absorbed.SimdGroupAttention(shape)
+    return ByHand(shape, tile)
+
+
 @kernel("absorbed_values", "gpu")
 def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> PrimFunc:
     """Queries over all cached positions up to each row's own, and W_UV of each head.
@@ -210,8 +222,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
     Queries float32 (rows, heads, latent_width), kv_b_proj in `layout`, positions and sequences int32 (rows,),
     page_table int32 (sequences, pages of each), cache (pages, page_size, cache_width) → float32 (rows, heads · v).
     """
-    on_tensor_cores = tile.tensor_cores and cuda_absorbed.serves(shape)
-    inner = cuda_absorbed.TensorCoreAttention(shape) if on_tensor_cores else ByHand(shape, tile)
+    inner = _inner(shape, tile)
     attend, each_head, each_sum, threads, heads = (
         inner.attend,
         inner.each_head,
@@ -279,7 +290,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                             for t in T.thread_binding(threads, "threadIdx.x"):
                                 state = T.alloc_buffer((2,), "float32", scope="local")
                                 factor = T.alloc_buffer((heads,), "float32", scope="shared")
-                                out = T.alloc_buffer((inner.sums,), "float32", scope="local")
+                                out = T.alloc_buffer((inner.sums,), "float32", scope=inner.scope)
                                 # As many keys as there are up to the row itself; past it, none.
                                 limit = T.meta_var(T.max(T.min(Positions[i] + 1 - s * split, split), 0))
                                 attend(
@@ -335,7 +346,7 @@ def absorbed_values(layout: Layout, shape: AttentionShape, *, tile: GpuTile) -> 
                         for t in T.thread_binding(threads, "threadIdx.x"):
                             state = T.alloc_buffer((2,), "float32", scope="local")
                             factor = T.alloc_buffer((heads,), "float32", scope="shared")
-                            out = T.alloc_buffer((inner.sums,), "float32", scope="local")
+                            out = T.alloc_buffer((inner.sums,), "float32", scope=inner.scope)
                             attend(
                                 i,
                                 g,

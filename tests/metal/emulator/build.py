@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 INCLUDE = HERE.parent / "include"
 # What Metal writes otherwise than clang's C++: a block's own arrays, which are not automatic, and vectors' conversion.
 SHARED_ARRAY = re.compile(r"^(\s*)threadgroup (\w+) (\w+)\[(\d+)\];", re.MULTILINE)
-CONVERSION = ("(float4)*(", "to_float4 | *(")
+CONVERSION = re.compile(r"\((float4|half4)\)\*\(")
 OPTIONS = ["-std=c++17", "-nostdinc++", "-Wno-unknown-attributes", "-Wno-unknown-pragmas", "-I", str(INCLUDE)]
 _PARAMETER = re.compile(r"^\s*(.+?) (\w+) \[\[ *(\w+)(?:\((\d+)\))? *\]\]$", re.DOTALL)
 
@@ -44,7 +44,7 @@ def as_cpp(source: str) -> str:
         of = f"threadgroup {dtype}"
         return f"{indent}{of} (&{name})[{size}] = *({of} (*)[{size}])(ulong)emulated_shared({next(numbers)});"
 
-    return SHARED_ARRAY.sub(shared, source).replace(*CONVERSION)
+    return CONVERSION.sub(r"To<\1>() | *(", SHARED_ARRAY.sub(shared, source))
 
 
 def callable_kernel(source: str, name: str) -> str:
