@@ -18,7 +18,8 @@ from mlc_dsv3.errors import UserError
 
 FORMAT_VERSION = 1
 # Kernels of a family are in files that begin with its name; one family's do not bear on another's times.
-_FAMILIES = {"cpu", "gpu", "cuda"}
+# What a family's files begin with; others are everybody's.
+_PREFIXES = {"cpu": {"cpu"}, "gpu": {"gpu", "cuda", "metal"}}
 # It finds kernels and is none: a new operator does not bear on the others' times.
 _NO_KERNELS = {"registry"}
 
@@ -79,7 +80,7 @@ def kernels_version(target: CompileTarget) -> str:
     import relax_model
 
     kernels, shaders = Path(relax_model.__file__).parent / "kernels", Path(mlc_dsv3.vulkan.__file__).parent / "glsl"
-    others = _FAMILIES - {target.family}
+    others = {prefix for family, prefixes in _PREFIXES.items() if family != target.family for prefix in prefixes}
     sources = [
         source
         for source in kernels.rglob("*.py")

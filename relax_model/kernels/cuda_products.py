@@ -10,15 +10,15 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.gpu_matrix_products import SIDE, THREADS
 from relax_model.kernels.gpu_tiles import GROUP
-from relax_model.kernels.matrix_products import SIDE, THREADS
 
 _WARPS = THREADS // 32
 _M, _N = 16, 8
 
 
 class TensorCores:
-    """`matrix_products.Core` for 16, 32 or 64 rows; `in_halves` where all values are float16's."""
+    """`gpu_matrix_products.Core` for 16, 32 or 64 rows; `in_halves` where all values are float16's."""
 
     scope = "local"
 

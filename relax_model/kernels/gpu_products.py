@@ -27,7 +27,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.kernels import matrix_products
+from relax_model.kernels import gpu_matrix_products
 from relax_model.kernels.cuda_products import TensorCores
 from relax_model.kernels.gpu_tiles import GROUP, WORD, GpuTile, fill, inverse_root
 from relax_model.kernels.metal_products import SimdGroupMatrices
@@ -245,11 +245,11 @@ def many_rows(
     `in_runs`: x(row, column) may be asked for neighbouring columns at once; `in_halves`: its values are float16's, or
     lose nothing that counts when they become such."""
     if tile.simdgroup_matrices:
-        return matrix_products.many_rows(SimdGroupMatrices(height), width, height, eps, gated, in_runs)
+        return gpu_matrix_products.many_rows(SimdGroupMatrices(height), width, height, eps, gated, in_runs)
     by_hand = _by_hand(width, height, eps, gated)
     if not tile.tensor_cores:
         return by_hand
-    rounding = matrix_products.many_rows(TensorCores(height, in_halves), width, height, eps, gated, in_runs)
+    rounding = gpu_matrix_products.many_rows(TensorCores(height, in_halves), width, height, eps, gated, in_runs)
 
     @T.inline
     def multiply(t, chunks, w, x, norm, store):

@@ -12,8 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.gpu_matrix_products import SIDE, THREADS
 from relax_model.kernels.gpu_tiles import GROUP
-from relax_model.kernels.matrix_products import SIDE, THREADS
 from relax_model.kernels.metal_matrices import EDGE, MATRIX, load, multiply_add, store, zero
 
 _GROUPS = THREADS // 32
@@ -21,7 +21,7 @@ _DOWN = 2  # matrices under each other that a SIMD group has
 
 
 class SimdGroupMatrices:
-    """`matrix_products.Core` for 16, 32 or 64 rows."""
+    """`gpu_matrix_products.Core` for 16, 32 or 64 rows."""
 
     dtype, scope = "float32", "metal.simdgroup"
     stride = GROUP + 4  # rows of a matrix begin in different banks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tvm_ffi
 from golden.families import CHECKPOINTS
 from tvm import ir, tirx
 
+import relax_model
 from mlc_dsv3.compiler import resolve_target, tuned
 from mlc_dsv3.compiler.compile import build_options
 from mlc_dsv3.compiler.fingerprint import library_key
@@ -210,6 +212,24 @@ def test_queries_are_made_for_the_groups_of_heads_that_attention_is_tuned_to_tak
     assert list(made.shape)[1:] == list(taken.shape)[1:] != list(plain.shape)[1:]
     (absorb,), (attention,) = kernels(module, "query_absorb"), kernels(module, "absorbed_attention")
     assert list(absorb.params[-1].shape)[1:] == list(attention.params[0].shape)[1:] == list(made.shape)[1:]
+
+
+def test_a_record_is_of_the_files_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(Path(relax_model.__file__).parent / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(relax_model, "__file__", str(tmp_path / "__init__.py"))
+    targets = {"cpu": TARGET, "gpu": resolve_target("metal")}
+    found = {family: kernels_version(target) for family, target in targets.items()}
+    for file, families in (
+        ("cpu_dot.py", {"cpu"}),
+        ("gpu_products.py", {"gpu"}),
+        ("cuda_products.py", {"gpu"}),
+        ("metal_products.py", {"gpu"}),
+        ("float8.py", {"cpu", "gpu"}),
+    ):
+        with (tmp_path / "kernels" / file).open("a") as source:
+            source.write("OTHER = 1\n")
+        before, found = found, {family: kernels_version(target) for family, target in targets.items()}
+        assert {family for family in targets if found[family] != before[family]} == families, file
 
 
 def shipped() -> list[Path]:
