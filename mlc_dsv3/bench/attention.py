@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class AttentionSpeed:
     """One row of each of `batch` sequences over its `depth` cached tokens, of which `seconds` are the median.
 
     Bytes are the latents', each read once; operations those of scores and sums, a multiplication and an addition two.
-    `limit_tflops` is what the device multiplies at most, where `bench` can measure it. The peer's figures are of the
+    `limit_tflops` is what the device multiplied at most. The peer's figures are of the
     same products by PyTorch, in turns with ours; `ratio` is its time over ours in the median round.
     """
 
@@ -50,84 +51,73 @@ class AttentionSpeed:
     ratio_max: float | None = None
 
 
-def measure_attention(
-    config: ModelConfig,
-    quantization: str,
-    target: CompileTarget,
-    threads: int,
-    meter: BandwidthMeter | DeviceBandwidthMeter,
-    *,
-    batches: tuple[int, ...],
-    depths: tuple[int, ...],
-    rounds: int,
-    versus_torch: bool,
-) -> list[AttentionSpeed]:
-    """Every batch at every depth of at least one token."""
-    found = []
-    meter.measure(3)
-    peak = _peak_tflops(target, threads)
-    with progress(f"Measuring the attention of {config.num_attention_heads} heads", len(batches) * len(depths)) as step:
-        for depth in depths:
-            for batch in batches:
-                found.append(
-                    _measure(config, quantization, target, threads, batch, depth, rounds, versus_torch, meter, peak)
-                )
-                step(1)
-    meter.measure(3)
-    best = meter.best
-    return [replace(each, limit_gb_per_second=best, share_of_limit=each.gb_per_second / best) for each in found]
+@dataclass(frozen=True)
+class AttentionRun:
+    """What the measurements of a run share: whose attention, where, and in how many rounds."""
 
+    config: ModelConfig
+    quantization: str
+    target: CompileTarget
+    threads: int
+    rounds: int
+    versus_torch: bool
 
-def _measure(
-    config: ModelConfig,
-    quantization: str,
-    target: CompileTarget,
-    threads: int,
-    batch: int,
-    depth: int,
-    rounds: int,
-    versus_torch: bool,
-    meter: BandwidthMeter | DeviceBandwidthMeter,
-    peak: float,
-) -> AttentionSpeed:
-    dtype = target.cache_dtype(quantization)
-    token = cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim)
-    taken: list[float] = []
-    peers: list[float] = []
-    engine = None
-    with Remote(AttentionBench, config, quantization, target, threads, batch, depth) as ours:
-        if versus_torch:
+    def measure(
+        self, batches: Sequence[int], depths: Sequence[int], meter: BandwidthMeter | DeviceBandwidthMeter
+    ) -> list[AttentionSpeed]:
+        """Every batch at every depth, of at least one token."""
+        meter.measure(3)
+        peak, found = _peak_tflops(self.target, self.threads), []
+        heads = self.config.num_attention_heads
+        with progress(f"Measuring the attention of {heads} heads", len(batches) * len(depths)) as advance:
+            for depth in depths:
+                for batch in batches:
+                    found.append(self._speed(batch, depth, *self._times(batch, depth), peak))
+                    advance(1)
+        meter.measure(3)
+        return [
+            replace(each, limit_gb_per_second=meter.best, share_of_limit=each.gb_per_second / meter.best)
+            for each in found
+        ]
+
+    def _times(self, batch: int, depth: int) -> tuple[list[float], list[float], str | None]:
+        """Seconds of our rounds and of the peer's, in turns, and the peer's name."""
+        size = (self.threads, batch, depth)
+        with Remote(AttentionBench, self.config, self.quantization, self.target, *size) as ours:
+            if not self.versus_torch:
+                return [ours.call("seconds") for _ in range(self.rounds)], [], None
             from mlc_dsv3.bench.torch_attention import TorchAttention
 
-            with Remote(TorchAttention, config, target.device, threads, batch, depth) as peer:
-                engine = peer.call("engine")
-                for _ in range(rounds):
-                    taken.append(ours.call("seconds"))
-                    peers.append(peer.call("seconds"))
-        else:
-            taken = [ours.call("seconds") for _ in range(rounds)]
-    seconds = statistics.median(taken)
-    flops = 2 * batch * depth * config.num_attention_heads * (config.latent_width + config.kv_lora_rank)
-    ratios = [theirs / own for own, theirs in zip(taken, peers, strict=False)]
-    gb, tflops = batch * depth * token / seconds / 1e9, flops / seconds / 1e12
-    return AttentionSpeed(
-        batch=batch,
-        depth=depth,
-        heads=config.num_attention_heads,
-        cache_dtype=dtype,
-        seconds=seconds,
-        gb_per_second=gb,
-        tflops=tflops,
-        limit_gb_per_second=meter.best,
-        share_of_limit=gb / meter.best,
-        limit_tflops=peak,
-        share_of_tflops=tflops / peak,
-        peer=engine,
-        peer_seconds=statistics.median(peers) if peers else None,
-        ratio=statistics.median(ratios) if ratios else None,
-        ratio_min=min(ratios, default=None),
-        ratio_max=max(ratios, default=None),
-    )
+            with Remote(TorchAttention, self.config, self.target.device, *size) as peer:
+                both = [(ours.call("seconds"), peer.call("seconds")) for _ in range(self.rounds)]
+                return [own for own, _ in both], [theirs for _, theirs in both], peer.call("engine")
+
+    def _speed(
+        self, batch: int, depth: int, taken: list[float], peers: list[float], engine: str | None, peak: float
+    ) -> AttentionSpeed:
+        config, dtype = self.config, self.target.cache_dtype(self.quantization)
+        token = cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim)
+        seconds, ratios = statistics.median(taken), [theirs / own for own, theirs in zip(taken, peers, strict=False)]
+        operations = 2 * batch * depth * config.num_attention_heads * (config.latent_width + config.kv_lora_rank)
+        tflops = operations / seconds / 1e12
+        return AttentionSpeed(
+            batch=batch,
+            depth=depth,
+            heads=config.num_attention_heads,
+            cache_dtype=dtype,
+            seconds=seconds,
+            gb_per_second=batch * depth * token / seconds / 1e9,
+            tflops=tflops,
+            limit_gb_per_second=math.nan,  # it is known when all are measured
+            share_of_limit=math.nan,
+            limit_tflops=peak,
+            share_of_tflops=tflops / peak,
+            peer=engine,
+            peer_seconds=statistics.median(peers) if peers else None,
+            ratio=statistics.median(ratios) if ratios else None,
+            ratio_min=min(ratios, default=None),
+            ratio_max=max(ratios, default=None),
+        )
 
 
 def _peak_tflops(target: CompileTarget, threads: int) -> float:

@@ -263,7 +263,7 @@ def _check_attention(parsed: argparse.Namespace) -> None:
 
 def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
     """One layer's attention in each quantization."""
-    from mlc_dsv3.bench.attention import measure_attention
+    from mlc_dsv3.bench.attention import AttentionRun
     from mlc_dsv3.bench.run import meter_of
     from mlc_dsv3.cli.arguments import read_model
     from mlc_dsv3.cli.bench_tables import print_attention
@@ -274,18 +274,12 @@ def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: B
     results = []
     for quantization in quantizations or [target.default("quantization")]:
         stored = target.stored_as(quantization)
-        settings.refuse_unless_it_fits(replace(config, num_hidden_layers=1), stored, config.max_position_embeddings)
-        results += measure_attention(
-            config,
-            stored,
-            target,
-            settings.thread_count,
-            meter_of(settings),
-            batches=settings.batches,
-            depths=settings.depths,
-            rounds=settings.rounds,
-            versus_torch=settings.versus == "torch",
+        one = replace(config, num_hidden_layers=1, num_nextn_predict_layers=0)
+        settings.refuse_unless_it_fits(one, stored, config.max_position_embeddings)
+        run = AttentionRun(
+            config, stored, target, settings.thread_count, settings.rounds, versus_torch=settings.versus == "torch"
         )
+        results += run.measure(settings.batches, settings.depths, meter_of(settings))
     if parsed.json:
         print_json([asdict(result) for result in results])
     else:

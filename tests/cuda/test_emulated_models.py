@@ -10,7 +10,8 @@ from pathlib import Path
 from emulation.gpus import cuda, run_tests
 from golden import checkpoints
 
-CASES = "deepseek_v3 and (transformers or graph or launches) or cuda_makes or quantized or drafts or whatever"
+QUANTIZED = "quantized and (q4f16_1 or e4m3f32_1)"
+CASES = f"deepseek_v3 and (transformers or graph or launches) or cuda_makes or {QUANTIZED} or drafts or whatever"
 
 
 def test_models(tmp_path: Path) -> None:
