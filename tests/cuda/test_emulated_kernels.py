@@ -6,8 +6,9 @@ from pathlib import Path
 
 from emulation.gpus import cuda, run_tests
 
-# Of formats the commonest, and those whose values are unpacked by other instructions.
-KERNELS = "not q0f32 and not q0f16 and not q8f16_1"
+# Of formats the commonest, and those that are unpacked by other instructions; of sampling what threads do together.
+FORMATS = "not q0f32 and not q0f16 and not q8f16_1"
+KERNELS = f"{FORMATS} and (test_gpu_kernels or equal_logits or more_tokens or finite)"
 
 
 def test_kernels(tmp_path: Path) -> None:
