@@ -29,8 +29,8 @@ class AttentionSpeed:
     """One row of each of `batch` sequences over its `depth` cached tokens, of which `seconds` are the median.
 
     Bytes are the latents', each read once; operations those of scores and sums, a multiplication and an addition two.
-    `limit_tflops` is what the device multiplied at most. The peer's figures are of the
-    same products by PyTorch, in turns with ours; `ratio` is its time over ours in the median round.
+    `limit_tflops` is what the device multiplied at most. The peer's figures are of the same products by PyTorch, in
+    turns with ours; `ratio` is its time over ours in the median round.
     """
 
     batch: int

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mlc_dsv3.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,6 +42,10 @@ class TorchAttention:
     def __init__(self, config: ModelConfig, device: str, threads: int, batch: int, depth: int) -> None:
         import torch
 
+        if device != "cpu" and not torch.cuda.is_available():
+            raise UserError(
+                f"PyTorch {torch.__version__} finds no GPU; install its build for CUDA, or leave --versus out"
+            )
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self._device = device

@@ -115,6 +115,7 @@ def outputs_of(call: KernelCall, sizes: dict[str, int], device: TuneDevice) -> l
 
 
 def placed(array: np.ndarray, device: TuneDevice) -> Any:
+    """A tensor of its values in the device's memory."""
     if array.ctypes.data % ALIGNMENT:
         unaligned, array = array, aligned_zeros(array.shape, str(array.dtype))
         array[...] = unaligned

@@ -11,6 +11,8 @@ import pytest
 from tiny_shape import tiny
 
 from mlc_dsv3.cli.main import main
+from mlc_dsv3.errors import UserError
+from relax_model.config import parse_config
 
 
 @pytest.fixture
@@ -98,3 +100,14 @@ def test_the_peer_computes_the_same_products(config: str, capsys: pytest.Capture
     (result,) = json.loads(capsys.readouterr().out)
     assert result["ratio_min"] <= result["ratio"] <= result["ratio_max"]
     assert result["peer"].startswith("PyTorch ")
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+def test_a_peer_without_the_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from mlc_dsv3.bench.torch_attention import TorchAttention
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="PyTorch .* finds no GPU; install its build for CUDA, or leave --versus out"):
+        TorchAttention(parse_config(tiny()), "cuda", 1, 1, 40)
