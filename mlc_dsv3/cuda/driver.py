@@ -8,15 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3 import native_parts
 from mlc_dsv3._pins import tvm_library
 from mlc_dsv3.errors import UserError
 
 _LIBRARY = Path(__file__).with_name("libmlc_cuda.so")
 _LOADER = "ffi.Module.load_from_bytes.cuda"
-_BUILD = (
-    "this installation cannot compile for CUDA: install a C++ compiler (Debian: apt install g++) and install mlc_dsv3 "
-    "again"
-)
 _DRIVER, _RUNTIME = "libcuda.so.1", "libcudart.so.13"
 # DLPack's code, and TVM's of what it is asked for.
 _CUDA = 2
@@ -25,7 +22,7 @@ _EXISTS, _CAPABILITY, _NAME, _MEMORY, _FREE_MEMORY = 0, 4, 5, 14, 15
 
 def not_built() -> str | None:
     """Why kernels cannot be compiled here, and what to do; None where they can: that takes no GPU."""
-    return None if _LIBRARY.is_file() else _BUILD
+    return native_parts.not_built("cuda", _LIBRARY)
 
 
 @cache

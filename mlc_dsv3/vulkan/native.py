@@ -11,21 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3 import native_parts
 from mlc_dsv3.errors import DeviceError, UserError
 from mlc_dsv3.folders import cache_folder
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
-_BUILD = (
-    "this installation has no Vulkan backend: install a C++ compiler and the Vulkan headers "
-    "(Debian: apt install g++ libvulkan-dev) and install mlc_dsv3 again"
-)
 
 NO_DEVICE = "there is no Vulkan device (Debian, for the processor: apt install mesa-vulkan-drivers)"
 
 
 def not_built() -> str | None:
     """Why kernels cannot be compiled here, and what to do; None where they can: that takes no device."""
-    return None if _LIBRARY.is_file() else _BUILD
+    return native_parts.not_built("vulkan", _LIBRARY)
 
 
 def missing() -> str | None:

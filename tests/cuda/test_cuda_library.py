@@ -94,8 +94,3 @@ def test_without_a_gpu_a_library_is_for_all_that_the_target_describes(monkeypatc
 def test_tune_without_a_gpu(capsys) -> None:
     assert main(["tune", "--device", "cuda", "--seconds", "1"]) == 2
     assert "there is no NVIDIA" in capsys.readouterr().err
-
-
-def test_an_installation_without_the_native_part_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_LIBRARY", Path("/nowhere/libmlc_cuda.so"))
-    assert "cannot compile for CUDA: install a C++ compiler" in driver.not_built()
