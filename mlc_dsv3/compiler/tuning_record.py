@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3._pins import PINS
+from mlc_dsv3.compiler.kernel_sources import canonical, kernel_sources
 from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.errors import UserError
 
 FORMAT_VERSION = 1
-# Kernels of a family are in files that begin with its name; one family's do not bear on another's times.
-# What a family's files begin with; others are everybody's.
-_PREFIXES = {"cpu": {"cpu"}, "gpu": {"gpu", "cuda", "metal"}}
-# It finds kernels and is none: a new operator does not bear on the others' times.
-_NO_KERNELS = {"registry"}
+# What makes a device's code out of kernels beside TVM, in files of mlc_dsv3.
+_CODE_MAKERS = {"vulkan": "vulkan/glsl/*.py", "metal": "metal/source.py"}
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,19 @@ class TuningRecord:
 
 
 def kernels_version(target: CompileTarget) -> str:
-    """SHA-256 (hex) of what measured times depend on: the family's kernels but for comments, the default tile, TVM, and
-    for GPUs our own making of shaders."""
-    import mlc_dsv3.vulkan
+    """SHA-256 (hex) of what measured times depend on: the source of the family's kernels and of what they import, our
+    own code generation for the device, the default tile, and TVM. Comments, docstrings and formatting do not count."""
+    import mlc_dsv3
     import relax_model
 
-    kernels, shaders = Path(relax_model.__file__).parent / "kernels", Path(mlc_dsv3.vulkan.__file__).parent / "glsl"
-    others = {prefix for family, prefixes in _PREFIXES.items() if family != target.family for prefix in prefixes}
-    sources = [
-        source
-        for source in kernels.rglob("*.py")
-        if source.stem not in _NO_KERNELS and source.stem.partition("_")[0] not in others
-    ]
-    sources += shaders.glob("*.py") if target.family == "gpu" else []
+    ours, model = (Path(str(package.__file__)).parent for package in (mlc_dsv3, relax_model))
+    sources = kernel_sources(target.family, model)
+    if pattern := _CODE_MAKERS.get(target.device):
+        makers = {path.relative_to(ours).as_posix(): path.read_text(encoding="utf-8") for path in ours.glob(pattern)}
+        sources |= {name: canonical(ast.parse(text)) for name, text in makers.items()}
     digest = hashlib.sha256(f"{sorted(PINS.items())}{target.tuned}".encode())
-    for source in sorted(sources):
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value.value = ""  # a docstring
-        digest.update(ast.dump(tree).encode())
+    for name in sorted(sources):
+        digest.update(f"{name}\n{sources[name]}\n".encode())
     return digest.hexdigest()
 
 

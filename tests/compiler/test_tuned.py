@@ -214,19 +214,23 @@ def test_queries_are_made_for_the_groups_of_heads_that_attention_is_tuned_to_tak
     assert list(absorb.params[-1].shape)[1:] == list(attention.params[0].shape)[1:] == list(made.shape)[1:]
 
 
-def test_a_record_is_of_the_files_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(Path(relax_model.__file__).parent / "kernels", tmp_path / "kernels")
-    monkeypatch.setattr(relax_model, "__file__", str(tmp_path / "__init__.py"))
+def test_a_record_is_of_the_files_that_its_family_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "relax_model"
+    shutil.copytree(Path(relax_model.__file__).parent, package)
+    monkeypatch.setattr(relax_model, "__file__", str(package / "__init__.py"))
     targets = {"cpu": TARGET, "gpu": resolve_target("metal")}
     found = {family: kernels_version(target) for family, target in targets.items()}
     for file, families in (
-        ("cpu_dot.py", {"cpu"}),
-        ("gpu_products.py", {"gpu"}),
-        ("cuda_products.py", {"gpu"}),
-        ("metal_products.py", {"gpu"}),
-        ("float8.py", {"cpu", "gpu"}),
+        ("kernels/attention/cpu_pair_steps.py", {"cpu"}),
+        ("kernels/gpu_products.py", {"gpu"}),
+        ("kernels/cuda_products.py", {"gpu"}),
+        ("kernels/metal_products.py", {"gpu"}),
+        ("kernels/cpu_tiles.py", {"cpu", "gpu"}),
+        ("kernels/float8.py", {"cpu", "gpu"}),
+        ("kernels/registry.py", set()),
+        ("model.py", set()),
     ):
-        with (tmp_path / "kernels" / file).open("a") as source:
+        with (package / file).open("a") as source:
             source.write("OTHER = 1\n")
         before, found = found, {family: kernels_version(target) for family, target in targets.items()}
         assert {family for family in targets if found[family] != before[family]} == families, file
