@@ -24,6 +24,11 @@ def reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def note(text: str) -> None:
+    """Tell the user, in one line on standard error, what was chosen for him."""
+    print(f"mlc_dsv3: {' '.join(text.split())}", file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Tell the user, in one line on standard error, of something that does not stop the work."""
     print(f"mlc_dsv3: warning: {' '.join(text.split())}", file=sys.stderr)

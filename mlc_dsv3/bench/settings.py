@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from mlc_dsv3.bench.speed import StepShape
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.capacity import available_memory
+from mlc_dsv3.runtime.available import gib
+from mlc_dsv3.runtime.capacity import memory_need
+from mlc_dsv3.runtime.memory import memory_of
 from mlc_dsv3.runtime.virtual_machine import usable_cores
 from relax_model.config import ModelConfig
-from relax_model.layout import cached_token_bytes
 
 PEERS = ("llama.cpp", "torch")  # of whole models, and of attention alone
 DRAFTED_PROMPT = 16  # tokens before those that are decoded with drafts
@@ -31,6 +32,7 @@ class BenchSettings:
     rounds: int = 3
     profile: bool = False
     versus: str | None = None
+    context_window: int | None = None
 
     def __post_init__(self) -> None:
         for option in ("prefill", "decode", "rounds"):
@@ -69,6 +71,11 @@ class BenchSettings:
 
     @property
     def longest(self) -> int:
+        """Tokens that each sequence's cache holds: as many as the measurements need, or the window asked for."""
+        return max(self._measured, self.context_window or 0)
+
+    @property
+    def _measured(self) -> int:
         """Tokens of the longest sequence that a measurement makes."""
         return max(self.depths) + max(self.prefill, self.decode + max(self.verify, default=1) - 1)
 
@@ -78,14 +85,29 @@ class BenchSettings:
         shapes = [StepShape(batch, 1) for batch in self.batches] + [StepShape(1, rows) for rows in self.verify]
         return shapes if not self.verify or StepShape(1, 1) in shapes else [StepShape(1, 1), *shapes]
 
-    def refuse_unless_it_fits(self, config: ModelConfig, quantization: str, window: int) -> None:
-        """UserError where the sequences exceed the context window or their latent caches the memory."""
-        if self.longest > window:
-            raise UserError(f"depth and tokens make {self.longest}; the context window is {window}")
-        dtype = self.target.cache_dtype(quantization)
-        token = config.num_cached_layers * cached_token_bytes(dtype, config.kv_lora_rank, config.qk_rope_head_dim)
-        needed, memory = max(self.batches) * self.longest * token, available_memory()
-        if needed > memory:
+    def refuse_unless_it_fits(self, config: ModelConfig, quantization: str, *, weights: bool = True) -> None:
+        """UserError where the sequences exceed the context window, or their latent caches the device's memory, together
+        with the weights unless these are left out."""
+        longest = config.max_position_embeddings
+        window = longest if self.context_window is None else self.context_window
+        if not 2 <= window <= longest:
+            raise UserError(f"--context-window is {window}; the model takes 2 to {longest} tokens")
+        if self._measured > window:
+            raise UserError(f"depth and tokens make {self._measured}; the context window is {window}")
+        need = memory_need(
+            config,
+            quantization,
+            cache_dtype=self.target.cache_dtype(quantization),
+            page_size=self.target.default("page_size"),
+            max_rows=self.target.default("max_rows"),
+            max_batch=max(self.batches),
+            mapped=self.target.device == "cpu",
+        )
+        caches, memory = max(self.batches) * need.cache(self.longest), memory_of(self.target.device).available()
+        placed = need.weights if weights and not need.mapped else 0
+        if caches + placed + need.working(self.longest) > memory:
+            beside = f" beside {gib(placed)} of weights" if placed else ""
             raise UserError(
-                f"the latent caches need {needed} bytes, and {memory} are available; lower --batch or --depth"
+                f"the latent caches need {gib(caches)}{beside}, and {gib(memory)} are available; lower --batch, "
+                "--depth or --context-window"
             )

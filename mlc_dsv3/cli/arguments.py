@@ -40,6 +40,11 @@ def add_cache_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_context_window(parser: argparse.ArgumentParser, *, help: str) -> None:
+    """--context-window; `help` says what it bounds and what happens without it."""
+    parser.add_argument("--context-window", type=int, metavar="N", help=help)
+
+
 def required_quantization(name: str | None, device: str | None = None) -> str:
     """`name`, checked, with the layout that it states or that `device` reads fastest (None: mlc-llm's).
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc_dsv3.cli.arguments import add_cache_dtype
+from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window
 from mlc_dsv3.cli.bench_options import check_together
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantization", metavar="NAMES", help="one or more, with commas between (the target's default)"
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="where to run (auto)")
+    add_context_window(parser, help="cache N tokens for each sequence, as chat would (what is measured)")
     add_cache_dtype(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     parser.add_argument("--prefill", type=int, default=512, metavar="N", help="prompt tokens to measure with (512)")
@@ -143,6 +144,7 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         rounds=parsed.rounds,
         profile=parsed.profile,
         versus=parsed.versus,
+        context_window=parsed.context_window,
     )
     if settings.target.device != "cpu" and (parsed.quality or parsed.plot):
         raise UserError("--quality and --plot are for the device cpu")
@@ -188,7 +190,7 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
         raise UserError(f"{name} has no multi-token prediction layer to draft with")
     for quantization in map(target.stored_as, chosen):
         layout_of(quantization)
-        settings.refuse_unless_it_fits(source.config, quantization, source.config.max_position_embeddings)
+        settings.refuse_unless_it_fits(source.config, quantization)
         if settings.versus:
             refuse_unknown_to_llama(source.config, gguf_type(quantization))
 
@@ -217,7 +219,7 @@ def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: B
     for quantization in quantizations or [target.default("quantization")]:
         stored = target.stored_as(quantization)
         one = replace(config, num_hidden_layers=1, num_nextn_predict_layers=0)
-        settings.refuse_unless_it_fits(one, stored, config.max_position_embeddings)
+        settings.refuse_unless_it_fits(one, stored, weights=False)
         run = AttentionRun(
             config, stored, target, settings.thread_count, settings.rounds, versus_torch=settings.versus == "torch"
         )
@@ -244,7 +246,8 @@ def _experts(parsed: argparse.Namespace, quantizations: list[str], settings: Ben
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
     tokens = Tokenizer.load(subject.artifact.path).encode(text)
-    reader = Reader(CompiledModel.load(subject.artifact, subject.library, threads=settings.thread_count))
+    model = CompiledModel.load(subject.artifact, subject.library, threads=settings.thread_count)
+    reader = Reader(model, settings.context_window)
     reads = list(reader.read_all(tokens))
     loads = {"with the correction bias": count_load(config.router, reader.moe_layers, reads)}
     if config.router.has_correction_bias:

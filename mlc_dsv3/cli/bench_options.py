@@ -15,6 +15,8 @@ def check_together(parsed: argparse.Namespace) -> None:
         raise UserError("--model-config names the model; leave MODEL out")
     if parsed.quality and (parsed.model or parsed.model_config):
         raise UserError("--quality measures the demo model; leave the model out")
+    if parsed.quality and parsed.context_window:
+        raise UserError("--quality asks the demo in its own context window; leave --context-window out")
     if parsed.quality and parsed.plot:
         raise UserError("--plot draws speed, and --quality prints tables; leave one of them out")
     if parsed.questions < 1:
@@ -38,9 +40,9 @@ def _check_speculative(parsed: argparse.Namespace) -> None:
         raise UserError("--prompts need a tokenizer, which random weights do not come with; leave them out")
     if not parsed.speculative:
         return
-    for option in ("versus", "quality", "plot", "profile"):
+    for option in ("versus", "quality", "plot", "profile", "context_window"):
         if getattr(parsed, option):
-            raise UserError(f"--speculative measures drafts alone; leave --{option} out")
+            raise UserError(f"--speculative measures drafts alone; leave --{option.replace('_', '-')} out")
     for mode in parsed.speculative.split(","):
         if mode == "off":
             raise UserError("--speculative is off; it takes numbers of drafts, beside which none is measured anyway")
@@ -66,6 +68,6 @@ def _check_attention(parsed: argparse.Namespace) -> None:
         raise UserError("--versus llama.cpp measures whole models; beside --attention it is torch")
     if not parsed.model_config:
         raise UserError("--attention takes no weights but random ones: --model-config FILE --random-weights")
-    for option in ("quality", "plot", "profile", "speculative", "experts"):
+    for option in ("quality", "plot", "profile", "speculative", "experts", "context_window"):
         if getattr(parsed, option):
-            raise UserError(f"--attention measures one kernel alone; leave --{option} out")
+            raise UserError(f"--attention measures one kernel alone; leave --{option.replace('_', '-')} out")

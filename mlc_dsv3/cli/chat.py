@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlc_dsv3.cli.arguments import (
     add_cache_dtype,
+    add_context_window,
     add_ignore_config_field,
     add_quantization,
     add_sampling,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
+    add_context_window(parser, help="tokens of a conversation, answers included (as many as fit in memory)")
     add_cache_dtype(parser)
     parser.add_argument(
         "--speculative",
@@ -102,6 +104,7 @@ def _load(parsed: argparse.Namespace) -> LLM:
         device=parsed.device,
         model_lib=parsed.model_lib,
         cache_dtype=parsed.cache_dtype,
+        context_window=parsed.context_window,
         ignore_config_fields=parsed.ignore_config_field,
         speculative=parsed.speculative,
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_cache_dtype, add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_ignore_config_field, add_quantization
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug-dump", type=Path, metavar="FOLDER", help="write the IR after each phase, and the kernels' source"
     )
-    parser.add_argument("--context-window", type=int, metavar="N", help="longest context in tokens (the model's own)")
+    add_context_window(parser, help="longest context in tokens (the model's own)")
     add_cache_dtype(parser)
     add_ignore_config_field(parser)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", type=float, default=0.001, metavar="X", help="by which a bias moves after 512 tokens (0.001)"
     )
+    add_context_window(parser, help="tokens of the text that are read as one (512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_ignore_config_field(parser)
 
@@ -36,18 +37,34 @@ def run(parsed: argparse.Namespace) -> None:
     if not 0 < parsed.speed < 1:
         raise UserError(f"--speed is {parsed.speed}; it is a number between 0 and 1")
     from mlc_dsv3.cli.text import read_text
+    from mlc_dsv3.experts.reading import reading_room
     from mlc_dsv3.experts.rebalance import rebalance
     from mlc_dsv3.runtime.hub import model_name
     from mlc_dsv3.runtime.prepare import prepare
 
     text = read_text(parsed.text, "--text")
-    prepared = prepare(parsed.model, parsed.quantization, "cpu", None, ignore_config_fields=parsed.ignore_config_field)
+    prepared = prepare(
+        parsed.model,
+        parsed.quantization,
+        "cpu",
+        None,
+        ignore_config_fields=parsed.ignore_config_field,
+        room=reading_room(parsed.context_window),
+    )
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
     name = "demo" if parsed.model is None else model_name(parsed.model)
     output = parsed.output or Path(f"{name}-{prepared.artifact.quantization}-rebalanced-MLC")
     tokens = Tokenizer.load(prepared.artifact.path).encode(text)
-    found = rebalance(prepared.artifact, prepared.library, tokens, output, passes=parsed.passes, speed=parsed.speed)
+    found = rebalance(
+        prepared.artifact,
+        prepared.library,
+        tokens,
+        output,
+        passes=parsed.passes,
+        speed=parsed.speed,
+        context_window=parsed.context_window,
+    )
     if parsed.json:
         print_json(
             {

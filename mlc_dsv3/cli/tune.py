@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError, warn
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_quantization(parser, default="the artifact's own, or the target's default")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="target; `mlc_dsv3 devices` lists them (cpu)")
+    add_context_window(parser, help="time attention at the end of a context of N tokens (4096 cached tokens)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the device cpu; default: one for each core")
     parser.add_argument(
         "--seconds",
@@ -63,7 +64,9 @@ def run(parsed: argparse.Namespace) -> None:
     output = parsed.output or user_record(target)
     if output.is_dir():
         raise UserError(f"{output} is a folder; -o takes the record's file")
-    record = tune(source.config, quantization, target.device, parsed.threads, parsed.seconds)
+    record = tune(
+        source.config, quantization, target.device, parsed.threads, parsed.seconds, context_window=parsed.context_window
+    )
     write_record(_kept(output, record), output)
     if parsed.json:
         print_json([{**asdict(kernel), "gain": kernel.gain} for kernel in record.kernels])

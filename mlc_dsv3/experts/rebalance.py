@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.experts.load import ExpertLoad, count_load
-from mlc_dsv3.experts.reading import STRETCH, Reader
+from mlc_dsv3.experts.reading import STRETCH, Reader, Stretch
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.aligned import aligned_zeros
 from mlc_dsv3.runtime.library import Library
@@ -43,9 +43,17 @@ class Rebalanced:
 
 
 def rebalance(
-    artifact: Artifact, library: Path, tokens: Sequence[int], output: Path, *, passes: int, speed: float
+    artifact: Artifact,
+    library: Path,
+    tokens: Sequence[int],
+    output: Path,
+    *,
+    passes: int,
+    speed: float,
+    context_window: int | None = None,
 ) -> Rebalanced:
     """Learn the biases on the text's beginning, `passes` times over, and write an artifact with them to `output`.
+    `context_window` is the `Reader`'s.
 
     UserError for a model without correction biases or a text that is too short.
     """
@@ -67,12 +75,12 @@ def rebalance(
     }
     for name in biases.values():
         arrays[name] = _writable(arrays[name])
-    reader = Reader(CompiledModel.from_arrays(Library(library), config, arrays))
+    reader = Reader(CompiledModel.from_arrays(Library(library), config, arrays), context_window)
     stretches = reader.stretches(learnt)
-    compared = np.array(held_out[:_COMPARED], np.int32)
+    compared = reader.stretches(held_out[:_COMPARED])
     with progress("Learning the routers' biases", total=passes * len(stretches) + 2) as advance:
         before = count_load(router, reader.moe_layers, reader.read_all(held_out))
-        reference = _log_softmax(reader.read(compared, want_logits=True).logits)
+        reference = _read_log_softmax(reader, compared)
         advance(1)
         for _ in range(passes):
             for stretch in stretches:
@@ -81,7 +89,7 @@ def rebalance(
                     arrays[name] += np.float32(speed) * np.sign(counts.mean() - counts).astype(np.float32)
                 advance(1)
         after = count_load(router, reader.moe_layers, reader.read_all(held_out))
-        changed = _log_softmax(reader.read(compared, want_logits=True).logits)
+        changed = _read_log_softmax(reader, compared)
         advance(1)
     divergence = float((np.exp(reference) * (reference - changed)).sum(axis=1).mean())
     _write(artifact, arrays, output)
@@ -93,6 +101,11 @@ def _writable(bias: np.ndarray) -> np.ndarray:
     copy = aligned_zeros(bias.shape, str(bias.dtype))
     copy[...] = bias
     return copy
+
+
+def _read_log_softmax(reader: Reader, stretches: Sequence[Stretch]) -> np.ndarray:
+    """float64 (tokens, vocabulary)."""
+    return np.concatenate([_log_softmax(reader.read(stretch, want_logits=True).logits) for stretch in stretches])
 
 
 def _log_softmax(logits: np.ndarray | None) -> np.ndarray:

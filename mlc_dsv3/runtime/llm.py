@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.capacity import choose_num_pages
+from mlc_dsv3.errors import UserError, note
+from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, Update
 from mlc_dsv3.runtime.engine import Engine, EngineStats
 from mlc_dsv3.runtime.interrupts import deferred_interrupts
@@ -28,7 +28,6 @@ Message = dict[str, Any]
 Conversation = Sequence[Message]
 Prompt = str | Sequence[int]
 
-_DEFAULT_MAX_BATCH = 32
 _CONFIGURED_PARAMS = ("temperature", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
@@ -39,9 +38,10 @@ class LLM:
     quantization: None is the device's default. device: "auto", "cpu", … model_lib: a compiled library to use as it is.
     cache_dtype: the latent cache's, "float32", "float16" or "int8"; None is what suits the quantization.
     threads: None is one for each core.
-    context_window: tokens of prompt and output together; None is the artifact's, up to what the library can do.
+    context_window: tokens of prompt and output together; None is the artifact's or what fits in the device's memory,
+        which a line on standard error tells.
     max_batch: requests that run at once; more may wait.
-    cache_tokens: size of the latent cache; by default as `capacity.choose_num_pages` says.
+    cache_tokens: size of the latent cache; by default as `capacity.plan_cache` says.
     speculative: tokens that the MTP layer drafts for each step: a number up to 4, "auto" (what pays) or "off". The
         answers are the same, token for token.
     ignore_config_fields: fields of config.json to pass over although they are not understood.
@@ -68,32 +68,41 @@ class LLM:
         from mlc_dsv3.runtime.prepare import prepare
 
         library = None if model_lib is None else Path(model_lib)
+        room = Room(context_window, max_batch, cache_tokens)
         prepared = prepare(
-            model, quantization, device, library, cache_dtype=cache_dtype, ignore_config_fields=ignore_config_fields
+            model,
+            quantization,
+            device,
+            library,
+            cache_dtype=cache_dtype,
+            ignore_config_fields=ignore_config_fields,
+            room=room,
         )
         self.artifact, self.device = prepared.artifact, prepared.device
         self._tokenizer, self._tokenizer_error = _load_tokenizer(self.artifact.path)
         compiled = CompiledModel.load(self.artifact, prepared.library, threads=threads)
         limits = compiled.metadata
-        window = _context_window(context_window, limits.context_window, self.artifact.chat_config)
-        batch = _max_batch(max_batch, limits.max_rows)
+        batch = room.batch(limits.max_rows)
+        plan = plan_cache(
+            room,
+            compiled.memory_need(batch),
+            compiled.available_memory(),
+            longest=limits.context_window,
+            max_batch=batch,
+            preferred=_configured_window(self.artifact.chat_config),
+        )
+        if plan.remark:
+            note(plan.remark)
         self._engine: Engine | None = Engine(
             compiled,
-            num_pages=choose_num_pages(
-                context_window=window,
-                page_size=limits.page_size,
-                page_bytes=compiled.cache_bytes_per_page(),
-                max_batch=batch,
-                cache_tokens=cache_tokens,
-                memory=compiled.available_memory(),
-            ),
+            num_pages=plan.num_pages,
             max_batch=batch,
-            context_window=window,
+            context_window=plan.context_window,
             detokenizer=self._detokenizer() if self._tokenizer is not None else None,
             eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
             speculation=speculation(speculative, has_mtp="draft" in limits.functions),
         )
-        self.context_window = window
+        self.context_window = plan.context_window
         configured = {name: self.artifact.chat_config.get(name) for name in _CONFIGURED_PARAMS}
         self.default_params = SamplingParams(**{name: value for name, value in configured.items() if value is not None})
         self._lock = threading.Lock()
@@ -266,21 +275,10 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer | None, UserError | None]:
         return None, error
 
 
-def _context_window(asked: int | None, compiled: int, chat_config: dict[str, Any]) -> int:
-    if asked is None:
-        configured = chat_config.get("context_window_size") or compiled
-        return min(configured, compiled) if configured > 0 else compiled
-    if not 2 <= asked <= compiled:
-        raise UserError(f"context_window is {asked}; the library was compiled for 2 to {compiled} tokens")
-    return asked
-
-
-def _max_batch(asked: int | None, max_rows: int) -> int:
-    if asked is None:
-        return min(_DEFAULT_MAX_BATCH, max_rows)
-    if not 1 <= asked <= max_rows:
-        raise UserError(f"max_batch is {asked}; the library runs 1 to {max_rows} requests at once")
-    return asked
+def _configured_window(chat_config: dict[str, Any]) -> int | None:
+    """The window that an artifact states; mlc-llm writes -1 for none."""
+    configured = chat_config.get("context_window_size")
+    return configured if configured and configured > 0 else None
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -12,7 +12,7 @@ import numpy as np
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
-from mlc_dsv3.runtime.capacity import available_memory, gib
+from mlc_dsv3.runtime.available import available_memory, gib
 from mlc_dsv3.runtime.virtual_machine import DEVICE_CODES, load_runtime
 
 

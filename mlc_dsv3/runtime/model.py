@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.batch import Batch, DraftBatch, StepOutput
+from mlc_dsv3.runtime.capacity import MemoryNeed, memory_need
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.virtual_machine import configure_threads, thread_count, usable_cores
@@ -68,8 +70,22 @@ class CompiledModel:
         self.library.calls.forget()
 
     def available_memory(self) -> int:
-        """Bytes that the caches may share."""
+        """Bytes of the device's memory that are free, now that the weights are loaded."""
         return self._memory.available()
+
+    def memory_need(self, max_batch: int) -> MemoryNeed:
+        """What steps of up to `max_batch` sequences need of that; on the CPU, where weights are mapped, with these."""
+        metadata, mapped = self.metadata, self.metadata.device == "cpu"
+        need = memory_need(
+            self.config,
+            metadata.quantization,
+            cache_dtype=metadata.cache_dtype,
+            page_size=metadata.page_size,
+            max_rows=metadata.max_rows,
+            max_batch=max_batch,
+            mapped=mapped,
+        )
+        return need if mapped else replace(need, weights=0)
 
     def fill_caches(self, values: Callable[[tuple[int, ...]], np.ndarray]) -> None:
         """Write `values(shape)` into each cache, as what is measured and not computed."""

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlc_dsv3.compiler.fingerprint import library_key
+from mlc_dsv3.compiler.metadata import Metadata
 from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import cache_folder
+from mlc_dsv3.runtime.capacity import Room, memory_need, plan_cache
 from mlc_dsv3.runtime.hub import model_folder, model_name
 from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.memory import memory_of
 from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, gen_config, pack_artifact
 from mlc_dsv3.weights.chat_config import FILE_NAME
 from mlc_dsv3.weights.identity import artifact_identity, checkpoint_identity
@@ -43,11 +46,12 @@ def prepare(
     *,
     cache_dtype: str | None = None,
     ignore_config_fields: Collection[str] = (),
+    room: Room | None = None,
 ) -> Prepared:
     """The artifact and library of `model` (a checkpoint, an artifact, a Hub name; None is the demo).
 
     `model_lib` is a library to use as it is; `cache_dtype` is the latent cache's. UserError for what cannot be found,
-    converted or compiled.
+    converted or compiled, and before that for weights and a `room` that do not fit in the device's memory.
     """
     target = resolve_target(device, cache_dtype=cache_dtype)
     if model is None:
@@ -56,20 +60,49 @@ def prepare(
         folder, name = checkpoint_path(), "demo"
     else:
         folder, name = model_folder(model), model_name(model)
-    stored = _of_library(model_lib, quantization, target) if model_lib is not None else None
+    metadata = _metadata_of(model_lib, quantization, target) if model_lib is not None else None
+    stored = metadata.quantization if metadata is not None else None
     if (folder / FILE_NAME).is_file():
         artifact = Artifact.open(folder)
-        artifact = _packed(artifact, name, stored or target.stored_as(quantization or artifact.quantization))
+        stored = stored or target.stored_as(quantization or artifact.quantization)
+        _refuse_unless_it_fits(room, artifact.model_config, stored, target, metadata)
+        artifact = _packed(artifact, name, stored)
     else:
         stored = stored or target.stored_as(quantization or target.default("quantization"))
-        artifact = _converted(Checkpoint.open(folder, ignore=ignore_config_fields), name, stored, ignore_config_fields)
+        checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields)
+        _refuse_unless_it_fits(room, checkpoint.model_config, stored, target, metadata)
+        artifact = _converted(checkpoint, name, stored, ignore_config_fields)
     library = Path(model_lib) if model_lib is not None else _library(artifact, name, target)
     return Prepared(artifact, library, target.device)
 
 
-def _of_library(library: str | Path, quantization: str | None, target: CompileTarget) -> str:
-    """The quantization that a library reads, layout included; UserError where another one was asked for, or another
-    dtype of its cache."""
+def _refuse_unless_it_fits(
+    room: Room | None, config: ModelConfig, quantization: str, target: CompileTarget, library: Metadata | None
+) -> None:
+    """UserError where the model does not fit in the device's memory with `room`. (Without, nobody is going to load it.)
+
+    What is planned here is thrown away: when all is made, less memory may be free.
+    """
+    if room is None:
+        return
+    max_rows = library.max_rows if library else target.default("max_rows")
+    max_batch, device = room.batch(max_rows), library.device if library else target.device
+    need = memory_need(
+        config,
+        quantization,
+        cache_dtype=library.cache_dtype if library else target.cache_dtype(quantization),
+        page_size=library.page_size if library else target.default("page_size"),
+        max_rows=max_rows,
+        max_batch=max_batch,
+        mapped=device == "cpu",
+    )
+    longest = library.context_window if library else config.max_position_embeddings
+    plan_cache(room, need, memory_of(device).available(), longest=longest, max_batch=max_batch)
+
+
+def _metadata_of(library: str | Path, quantization: str | None, target: CompileTarget) -> Metadata:
+    """A library's metadata; UserError where another quantization than it reads was asked for, or another dtype of its
+    cache."""
     metadata = Library(Path(library)).metadata
     read = metadata.quantization
     if target.chosen_cache not in (None, metadata.cache_dtype):
@@ -79,7 +112,7 @@ def _of_library(library: str | Path, quantization: str | None, target: CompileTa
         )
     if quantization is not None and read not in (quantization, target.stored_as(quantization)):
         raise UserError(f"library {library} reads {read}, not {quantization}; leave --quantization out")
-    return read
+    return metadata
 
 
 def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Collection[str]) -> Artifact:

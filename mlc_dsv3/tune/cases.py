@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.compiler.tuned import Choices, choices
+from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
     from relax_model.config import ModelConfig
@@ -47,13 +48,17 @@ class KernelCases:
     cases: list[Case]
 
 
-def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases]:
-    """All that can be tuned of a model. Prefill is one block, decode one row, both behind `DEPTH` tokens.
+def kernel_cases(config: ModelConfig, options: BuildOptions, context_window: int | None = None) -> list[KernelCases]:
+    """All that can be tuned of a model. Prefill is one block, decode one row, both at the end of `context_window`
+    tokens or, by default, behind `DEPTH` tokens. UserError for a window that the model does not have.
 
     Where prefill has no function of its own, it is as many rows as a step has at most.
     """
     from relax_model.model import build_module
 
+    longest = config.max_position_embeddings
+    if context_window is not None and not 2 <= context_window <= longest:
+        raise UserError(f"context_window is {context_window}; the model takes 2 to {longest} tokens")
     counts: Counter[tuple[str, str]] = Counter()
     calls: dict[str, KernelCall] = {}
 
@@ -70,7 +75,7 @@ def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases
     found: dict[tuple[object, ...], KernelCases] = {}
     for key, call in calls.items():
         case = Case(call)
-        for regime, sizes in _sizes(config, options).items():
+        for regime, sizes in _sizes(config, options, context_window).items():
             if counts[key, regime] and (regime == "decode" or _has_rows(call) or not counts[key, "decode"]):
                 case.workloads[regime] = Workload(sizes, counts[key, regime])
         kernel = (call.operator, *call.arguments)
@@ -80,11 +85,11 @@ def kernel_cases(config: ModelConfig, options: BuildOptions) -> list[KernelCases
     return list(found.values())
 
 
-def _sizes(config: ModelConfig, options: BuildOptions) -> dict[str, dict[str, int]]:
-    found = {}
+def _sizes(config: ModelConfig, options: BuildOptions, context_window: int | None) -> dict[str, dict[str, int]]:
+    found, longest = {}, context_window or config.max_position_embeddings
     for regime, most in (("decode", 1), ("prefill", options.prefill_block or options.max_rows)):
-        rows = min(most, config.max_position_embeddings)
-        depth = min(DEPTH, config.max_position_embeddings - rows)
+        rows = min(most, longest)
+        depth = longest - rows if context_window else min(DEPTH, longest - rows)
         pages = -(-(depth + rows) // options.page_size)
         found[regime] = {
             "rows": rows,

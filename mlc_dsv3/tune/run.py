@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 _CONFIRMING = 0.15  # of the seconds: measuring the choices once more
 
 
-def tune(config: ModelConfig, quantization: str, device: str, threads: int | None, seconds: float) -> TuningRecord:
+def tune(
+    config: ModelConfig,
+    quantization: str,
+    device: str,
+    threads: int | None,
+    seconds: float,
+    *,
+    context_window: int | None = None,
+) -> TuningRecord:
     """Measure tiles for the kernels of `config` for about `seconds`; on the CPU on `threads` (default: all cores).
+
+    `context_window` is as `kernel_cases`'.
 
     Building the kernels with their default tiles comes first and is done for one of them at least. Raises UserError for
     numbers out of range, for an unknown device or quantization, and for a device that is not there.
@@ -43,7 +53,7 @@ def tune(config: ModelConfig, quantization: str, device: str, threads: int | Non
         clock = _Clock(advance)
         clock.tick("reading the model")
         searches = []
-        for cases in kernel_cases(config, options):
+        for cases in kernel_cases(config, options, context_window):
             if searches and time.perf_counter() > end:
                 break
             clock.tick(cases.operator)

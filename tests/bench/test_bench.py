@@ -140,6 +140,10 @@ def test_versus_compares_every_measurement(config: Path, capsys: pytest.CaptureF
         (["--quantization", "q5"], "quantization 'q5' is unknown"),
         (["--depth", "5000"], "the context window is"),
         (["--prefill", "2049"], "make 2049; the context window is 2048"),
+        (["--prefill", "20", "--context-window", "16"], "make 65; the context window is 16"),
+        (["--context-window", "0"], "--context-window is 0; the model takes 2 to 2048 tokens"),
+        (["--quality", "--context-window", "16"], "leave --context-window out"),
+        (["--speculative", "1", "--context-window", "16"], "leave --context-window out"),
         (["--threads", "0"], "--threads is 0"),
         (["--device", "abacus"], "device 'abacus' is unknown"),
         (["--versus", "abacus"], "--versus is 'abacus'; known: llama.cpp"),
@@ -177,6 +181,6 @@ def test_a_missing_extra_is_told_with_the_way_to_get_it(
 def test_a_cache_larger_than_the_memory_is_refused_with_the_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlc_dsv3.bench.settings.available_memory", lambda: 1000)
+    monkeypatch.setattr("mlc_dsv3.runtime.memory.available_memory", lambda: 1000)
     assert main(["bench"]) == 2
-    assert "bytes, and 1000 are available" in capsys.readouterr().err
+    assert "the latent caches need 0.00 GiB, and 0.00 GiB are available" in capsys.readouterr().err

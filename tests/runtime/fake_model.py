@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from mlc_dsv3.runtime.available import available_memory
 from mlc_dsv3.runtime.batch import Batch, DraftBatch, StepOutput
-from mlc_dsv3.runtime.capacity import available_memory
+from mlc_dsv3.runtime.capacity import MemoryNeed
 from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
@@ -55,6 +56,10 @@ class FakeModel:
 
     def available_memory(self) -> int:
         return available_memory()
+
+    def memory_need(self, max_batch: int) -> MemoryNeed:
+        size = self.metadata.page_size
+        return MemoryNeed(0, True, page=size * 8, page_size=size, cache_dtype="int8", working=lambda window: 0)
 
     def step(self, batch: Batch) -> StepOutput:
         rows, size = len(batch.tokens), self.metadata.page_size

@@ -45,7 +45,7 @@ class Parts:
         self.asked: tuple = ()
 
     def prepare(
-        self, *asked: object, cache_dtype: str | None, ignore_config_fields: Collection[str]
+        self, *asked: object, cache_dtype: str | None, ignore_config_fields: Collection[str], room: object
     ) -> SimpleNamespace:
         self.asked = (*asked, cache_dtype, ignore_config_fields)
         artifact = SimpleNamespace(path=Path("artifact"), chat_config=self.chat_config)
@@ -210,9 +210,9 @@ def test_without_a_tokenizer_token_ids_still_work(parts: Parts) -> None:
         (lambda llm: llm.stream("x" * 200), "the prompt has 201 tokens"),
         (lambda llm: llm.generate(["a", "b"], [GREEDY]), "2 prompts came with 1 sampling parameters"),
         (lambda llm: llm.logits([]), "token_ids is empty"),
-        (lambda llm: LLM(context_window=97), "context_window is 97; the library was compiled for 2 to 96 tokens"),
+        (lambda llm: LLM(context_window=97), "context_window is 97; the model takes 2 to 96 tokens"),
         (lambda llm: LLM(max_batch=17), "max_batch is 17; the library runs 1 to 16 requests at once"),
-        (lambda llm: LLM(cache_tokens=95), "cache_tokens is 95; the context window of 96"),
+        (lambda llm: LLM(cache_tokens=95, context_window=96), "cache_tokens is 95; the context window of 96"),
     ],
 )
 def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(parts: Parts, call: object, words: str) -> None:

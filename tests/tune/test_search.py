@@ -21,6 +21,7 @@ import tvm  # noqa: E402
 
 from mlc_dsv3.compiler import resolve_target  # noqa: E402
 from mlc_dsv3.compiler.compile import build_options, tvm_target  # noqa: E402
+from mlc_dsv3.errors import UserError  # noqa: E402
 from mlc_dsv3.tune import inputs, search  # noqa: E402
 from mlc_dsv3.tune.cases import KernelCases, kernel_cases  # noqa: E402
 from mlc_dsv3.tune.device import TuneDevice, tune_device  # noqa: E402
@@ -62,6 +63,15 @@ def test_everything_that_can_be_tuned_is_found_with_its_sizes(packed: dict[str, 
     }
     assert set(packed["absorbed_attention"].cases[0].workloads) == {"decode"}
     assert set(packed["expanded_attention"].cases[0].workloads) == {"prefill"}
+
+
+def test_attention_is_timed_at_the_end_of_the_context_window_that_is_asked_for() -> None:
+    config, options = parse_config(json.loads(json.dumps(tiny()))), build_options(resolve_target(), PACKED)
+    for window, depth in ((None, config.max_position_embeddings - 1), (100, 99)):
+        found = next(each for each in kernel_cases(config, options, window) if each.operator == "absorbed_attention")
+        assert found.cases[0].workloads["decode"].sizes["depth"] == depth
+    with pytest.raises(UserError, match="context_window is 257; the model takes 2 to 256 tokens"):
+        kernel_cases(config, options, 257)
 
 
 class MadeUp:

@@ -23,7 +23,7 @@ from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.cuda import graph
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.experts.reading import Reader
+from mlc_dsv3.experts.reading import Reader, Stretch
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.memory import driver_of
 from mlc_dsv3.runtime.model import CompiledModel
@@ -167,7 +167,7 @@ def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., An
     tokens = checkpoints.prompt("deepseek_v3")[:rows]
     made = (compiled("deepseek_v3", device=device) for device in ("cpu", DEVICE))
     models = (CompiledModel.load(Artifact.open(each.artifact), each.library) for each in made)
-    cpus, gpus = (Reader(model).read(tokens).routed for model in models)
+    cpus, gpus = (Reader(model).read(Stretch(tokens)).routed for model in models)
     assert len(cpus) == len(gpus) > 0
     for (logits, ids), (found, chosen) in zip(cpus, gpus, strict=True):
         assert error(found, logits) <= TOLERANCE
