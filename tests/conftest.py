@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +21,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run against the installed package, so that not the repository but only this folder goes on the path: `golden`.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from emulation import session  # noqa: E402  after the line that makes it findable
+
 if TYPE_CHECKING:
     from golden.driver import Driver
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--emulate."""
+    session.add_option(parser)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare --emulate, before workers are started."""
+    session.configure(config)
 
 
 @dataclass(frozen=True)
@@ -40,20 +56,36 @@ class Compiled:
         return Driver(CompiledModel.load(Artifact.open(self.artifact), self.library, threads=threads))
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What somebody has tuned or made on this machine does not decide what is tested; nor does another worker."""
+def nothing_of_the_users(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What somebody has tuned or made on this machine does not decide what is tested. Workers share what they make."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
+        yield
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other worker is inside with this lock file."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled]:
+def compiled(shared_folder: Path) -> Callable[..., Compiled]:
     """`compiled(name, quantization="q0f32", cache_dtype=None, device="cpu")`: a tiny checkpoint converted and compiled,
-    once a session."""
-    folder = tmp_path_factory.mktemp("compiled")
+    once a run, by the first worker that asks."""
+    folder = shared_folder / "compiled"
+    folder.mkdir(exist_ok=True)
 
     @functools.cache
     def compile_once(name: str, quantization: str, cache_dtype: str | None, device: str) -> Compiled:
@@ -63,15 +95,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled
         from mlc_dsv3.weights import Checkpoint, convert
 
         source = folder / name
-        if not source.exists():
-            checkpoints.write(name, source)
-            tokenizer.write(source)
-        checkpoint = Checkpoint.open(source)
         artifact = folder / f"{name}-{quantization}-MLC"
-        if not artifact.exists():
-            convert(checkpoint, quantization, artifact)
         library = folder / f"{name}-{quantization}-{cache_dtype}-{device}.so"
-        compile_model(checkpoint.model_config, quantization, device, library, cache_dtype=cache_dtype)
+        with alone(folder / f"{name}-{quantization}.lock"):
+            with alone(folder / f"{name}.lock"):
+                if not source.exists():
+                    checkpoints.write(name, source)
+                    tokenizer.write(source)
+            checkpoint = Checkpoint.open(source)
+            if not artifact.exists():
+                convert(checkpoint, quantization, artifact)
+            if not library.exists():
+                compile_model(checkpoint.model_config, quantization, device, library, cache_dtype=cache_dtype)
         return Compiled(source, artifact, library)
 
     # The cache tells a default left out from the same one given, and would compile for each.
