@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import quick_first
 from tiny_shape import tiny
 
 from mlc_dsv3.cli.main import main
@@ -27,10 +28,16 @@ def bench(config: str, *options: str) -> int:
     return main(["bench", "--model-config", config, "--random-weights", "--attention", *options])
 
 
-def test_each_batch_is_measured_at_each_depth(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(config, "--batch", "1,3", "--depth", "40,100", "--rounds", "2", "--json") == 0
+@pytest.mark.parametrize(
+    ("batches", "depths", "found"),
+    quick_first([("3", "40", [(3, 40)]), ("1,3", "40,100", [(1, 40), (3, 40), (1, 100), (3, 100)])]),
+)
+def test_each_batch_is_measured_at_each_depth(
+    batches: str, depths: str, found: list[tuple[int, int]], config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(config, "--batch", batches, "--depth", depths, "--rounds", "2", "--json") == 0
     results = json.loads(capsys.readouterr().out)
-    assert [(each["batch"], each["depth"]) for each in results] == [(1, 40), (3, 40), (1, 100), (3, 100)]
+    assert [(each["batch"], each["depth"]) for each in results] == found
     fields = tiny()
     for each in results:
         assert each["heads"] == fields["num_attention_heads"]

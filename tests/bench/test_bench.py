@@ -87,6 +87,7 @@ def test_tables_name_what_they_show(config: Path, capsys: pytest.CaptureFixture[
         assert text in shown
 
 
+@pytest.mark.full
 def test_the_demo_is_measured_where_no_model_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from golden.families import CHECKPOINTS
+from marks import quick_first
 
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.compiler.device_kernels import DeviceKernel, refuse_over_limits
@@ -14,7 +15,7 @@ from mlc_dsv3.errors import UserError
 from relax_model.config import parse_config
 
 
-@pytest.mark.parametrize(("device", "kernels"), [("cpu", None), ("metal", "3-kernels.metal")])
+@pytest.mark.parametrize(("device", "kernels"), quick_first([("cpu", None), ("metal", "3-kernels.metal")]))
 def test_the_ir_after_each_phase_and_what_came_out(device: str, kernels: str | None, tmp_path: Path) -> None:
     config = parse_config(CHECKPOINTS["youtu"].config)
     library = compile_model(config, "q4f16_1", device, tmp_path / "library", dump=tmp_path / "dump")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from golden import checkpoints
 from golden.families import CHECKPOINTS
+from marks import full
 
 from mlc_dsv3.cli.main import main
 from mlc_dsv3.compiler import compile_model, resolve_target
@@ -58,7 +59,10 @@ def test_a_library_for_aarch64_loads_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "magic", "level"),
-    [("arm64-macos", b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "aarch64-dotprod"), ("x86_64-windows", b"MZ", "x86-64-avx2")],
+    [
+        ("arm64-macos", b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "aarch64-dotprod"),
+        full(("x86_64-windows", b"MZ", "x86-64-avx2")),
+    ],
 )
 def test_libraries_for_other_systems_are_of_their_formats(host: str, magic: bytes, level: str, tmp_path: Path) -> None:
     library = compiled_for(host, tmp_path)

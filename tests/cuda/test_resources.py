@@ -10,6 +10,7 @@ from resource_table import Row, compile_shape, read_table, rows_of
 from mlc_dsv3.cuda.resources import fatbin_of
 from mlc_dsv3.errors import UserError
 
+pytestmark = pytest.mark.full
 # Another version of the compiler may take a few registers more.
 _MORE_REGISTERS = 8
 

@@ -10,10 +10,8 @@ from mlc_dsv3.bench.quality import measure_quality
 
 
 @pytest.fixture(scope="module")
-def qualities(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        found = measure_quality(["q0f32", "q4f16_1"], count=100)
+def qualities():
+    found = measure_quality(["q0f32", "q4f16_1"], count=100)
     return {quality.quantization: quality for quality in found}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from golden import checkpoints
+from marks import quick_first
 
 from mlc_dsv3.compiler import compile_model, resolve_target
 from mlc_dsv3.compiler.note import read_note
@@ -16,7 +17,9 @@ from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.weights import Checkpoint
 
 
-@pytest.fixture(scope="module", params=[("q4f16_1", None), ("q4f16_1", "int8"), ("q0bf16", None)])
+@pytest.fixture(
+    scope="module", params=quick_first([("q4f16_1", "int8"), ("q4f16_1", None), ("q0bf16", None)], of_fixture=True)
+)
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's."""
     folder = tmp_path_factory.mktemp("metal")

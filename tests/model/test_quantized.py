@@ -14,6 +14,7 @@ from golden import checkpoints
 from golden.driver import Driver
 from golden.families import CHECKPOINTS
 from golden.reference import ReferenceModel
+from marks import full, quick_first
 
 from mlc_dsv3 import quantization
 from relax_model.layout import layout_of
@@ -23,11 +24,19 @@ TOLERANCE = 1e-3
 ROUNDED = 0.2
 PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 
+SCHEMES = ("q4f16_1", "q8f16_1", "e4m3f32_1", "q0f16", "q0bf16")
 QUANTIZED = [
-    (name, quantization)
-    for name in ("deepseek_v3", "deepseek_v2_lite", "youtu")
-    for quantization in ("q0f16", "q0bf16", "q8f16_1", "q4f16_1")
-] + [("glm4_moe_lite", "q4f16_1"), ("deepseek_v3_fp8", "q4f16_1"), ("deepseek_v3", "e4m3f32_1")]
+    *quick_first(("deepseek_v3", scheme) for scheme in SCHEMES),
+    *quick_first((name, scheme) for name in ("deepseek_v2_lite", "youtu") for scheme in SCHEMES),
+    ("glm4_moe_lite", "q4f16_1"),
+    ("deepseek_v3_fp8", "q4f16_1"),
+]
+PACKED_CASES = [
+    (name, scheme, cache_dtype)
+    for name in ("deepseek_v3", "deepseek_v2_lite", "glm4_moe_lite", "youtu")
+    for scheme in PACKED
+    for cache_dtype in ("int8", "float16")
+]
 
 
 def reference(name: str, scheme: str, cache_dtype: str, *, eight_bits: bool = False) -> ReferenceModel:
@@ -52,9 +61,7 @@ def test_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
         assert difference.max() <= 5 * TOLERANCE
 
 
-@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
-@pytest.mark.parametrize("scheme", PACKED)
-@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v2_lite", "glm4_moe_lite", "youtu"])
+@pytest.mark.parametrize(("name", "scheme", "cache_dtype"), quick_first(PACKED_CASES, 4))
 def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callable[..., Driver]) -> None:
     chosen, prompt = driver(name, scheme, cache_dtype), checkpoints.prompt(name)
     expected = reference(name, scheme, cache_dtype, eight_bits=True).forward(prompt).logits
@@ -68,7 +75,7 @@ def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callabl
     assert np.array_equal(chosen.prefill(prompt, 1).logits, found)
 
 
-@pytest.mark.parametrize("scheme", ["q0f16", "q4f16_1"])
+@pytest.mark.parametrize("scheme", quick_first(["q4f16_1", "q0f16"]))
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite"])
 def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
     chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
@@ -80,7 +87,11 @@ def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> 
 
 @pytest.mark.parametrize(
     ("scheme", "most"),
-    [("q0f16", 0.02), ("q8f16_1", 0.1), ("q8f16_1+vnni16", 0.1), ("q4f16_1", 2.0), ("q4f16_1+vnni16", 2.0)],
+    [
+        ("q8f16_1+vnni16", 0.1),
+        ("q4f16_1+vnni16", 2.0),
+        *map(full, [("q0f16", 0.02), ("q8f16_1", 0.1), ("q4f16_1", 2.0)]),
+    ],
 )
 def test_quantization_costs_what_its_bits_cost(scheme: str, most: float, driver: Callable[..., Driver]) -> None:
     # A dense model: with random experts, one flipped choice would drown what rounding the weights costs.

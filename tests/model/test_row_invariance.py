@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from golden import checkpoints
 from golden.driver import Driver, mixed_schedule
+from marks import quick_first
 
 TESTS = Path(__file__).parents[1]
 # Read before TVM's thread pool binds this process, and so those that it starts, to one core.
@@ -27,9 +28,14 @@ LENGTH = 48
 
 @pytest.fixture(
     scope="module",
-    params=[(name, q) for name in NAMES for q in ("q0f32", PACKED)]
-    + [(NAMES[0], q) for q in QUANTIZATIONS[1:]]
-    + [(NAMES[0], PACKED, "float16"), (NAMES[0], "q0f32", "int8")],
+    params=quick_first(
+        [(NAMES[0], "q0f32"), *((name, PACKED) for name in NAMES)]
+        + [(name, "q0f32") for name in NAMES[1:]]
+        + [(NAMES[0], q) for q in QUANTIZATIONS[1:]]
+        + [(NAMES[0], PACKED, "float16"), (NAMES[0], "q0f32", "int8")],
+        quick=3,
+        of_fixture=True,
+    ),
 )
 def model(request: pytest.FixtureRequest, driver: Callable[..., Driver]) -> Driver:
     return driver(*request.param)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import full
 from on_device import needs_vulkan
 
 pytestmark = needs_vulkan
@@ -171,8 +172,8 @@ sys.exit(main(["chat", *arguments]))
     ("function", "result", "text"),
     [
         ("vkQueueSubmit", DEVICE_LOST, "was lost while submitting a batch"),
-        ("vkAllocateMemory", OUT_OF_DEVICE_MEMORY, "has no memory left: allocating"),
-        ("vkCreateComputePipelines", UNKNOWN, "failed with VK_ERROR_UNKNOWN"),
+        full(("vkAllocateMemory", OUT_OF_DEVICE_MEMORY, "has no memory left: allocating")),
+        full(("vkCreateComputePipelines", UNKNOWN, "failed with VK_ERROR_UNKNOWN")),
     ],
 )
 def test_chat_says_it_in_one_line(

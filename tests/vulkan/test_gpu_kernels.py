@@ -10,6 +10,7 @@ import tvm
 from golden.latents import Latents, cached_values, rotate, stored_cache
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
+from marks import quick_first
 from on_device import device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
@@ -21,7 +22,7 @@ from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.layout import Layout, layout_of
 
 pytestmark = needs_gpu
-QUANTIZATIONS = ["q0f32", "q0f16", "q0bf16", "q8f16_1", "q4f16_1", "e4m3f32_1"]
+QUANTIZATIONS = quick_first(["q4f16_1", "q0f32", "q0f16", "q0bf16", "q8f16_1", "e4m3f32_1"])
 RANDOM = np.random.default_rng(9)
 TOLERANCE = 1e-5
 EPS = 1e-6
@@ -82,7 +83,7 @@ def silu(x: np.ndarray) -> np.ndarray:
 ROWS = (1, 3, 8, 9, 70)  # one, a few, and many
 
 
-@pytest.mark.parametrize("quantization", ["q0f32", "q0bf16", "q4f16_1"])
+@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q0bf16"]))
 @pytest.mark.parametrize(("out", "other", "width"), [(1, 3, 1), (130, 21, 70), (64, 96, 512)])
 def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, other: int, width: int) -> None:
     layout = layout_of(quantization)
@@ -104,7 +105,7 @@ def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, o
         assert np.abs(found - expected @ w.T).max() < allowed, rows
 
 
-@pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1", "q4f16_1"])
+@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q8f16_1"]))
 @pytest.mark.parametrize(("out", "width", "experts"), [(1, 1, 0), (21, 70, 13), (96, 512, 64), (33, 64, 0)])
 def test_gate_and_up_beside_the_router(quantization: str, out: int, width: int, experts: int) -> None:
     layout = layout_of(quantization)
@@ -173,8 +174,8 @@ def test_rows_are_selected() -> None:
     assert np.array_equal(found, x[wanted])
 
 
-@pytest.mark.parametrize(("name", "quantization"), [(name, "q0f32") for name in ROUTERS] + [("greedy", "q4f16_1")])
-@pytest.mark.parametrize("shared", [0, 42])
+@pytest.mark.parametrize(("name", "quantization"), [("greedy", "q4f16_1"), *((name, "q0f32") for name in ROUTERS)])
+@pytest.mark.parametrize("shared", quick_first([42, 0]))
 def test_experts(name: str, quantization: str, shared: int) -> None:
     layout, router, hidden, width = layout_of(quantization), ROUTERS[name], 70, 21
     count, bias, norm = router.n_routed_experts, normal(router.n_routed_experts) * 0.3, normal(hidden)
@@ -274,7 +275,7 @@ class World(Latents):
         return run_gpu("expanded_attention", (self.layout, self.shape, 512), inputs, out, tile=tile)[0]
 
 
-@pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])
+@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32"]))
 @pytest.mark.parametrize("name", SHAPES)
 def test_absorbed_attention(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (150, 33))
@@ -317,7 +318,9 @@ EXPANDED = {
 EXPANDED_TOLERANCE = {"float32": ATTENTION_TOLERANCE, "float16": 1e-2, "int8": 1e-2}
 
 
-@pytest.mark.parametrize(("name", "quantization"), [("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)])
+@pytest.mark.parametrize(
+    ("name", "quantization"), quick_first([("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)], 3)
+)
 def test_expanded_attention(name: str, quantization: str) -> None:
     world = World(EXPANDED[name], quantization, (20, 170))
     allowed = EXPANDED_TOLERANCE[world.shape.cache_dtype] + ROUNDED_TOLERANCE * TILE.tensor_cores

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import quick_first
 from on_device import needs_vulkan
 
 from mlc_dsv3.cli.main import main
@@ -83,7 +84,7 @@ TILES = [
 ]
 
 
-@pytest.mark.parametrize(("operator", "tile"), TILES, ids=[operator for operator, _ in TILES])
+@pytest.mark.parametrize(("operator", "tile"), quick_first(TILES), ids=[operator for operator, _ in TILES])
 def test_a_tile_changes_how_fast_a_kernel_is_and_not_what_it_computes(
     operator: str, tile: dict[str, int], cases: dict[str, KernelCases], device: TuneDevice
 ) -> None:
@@ -119,6 +120,7 @@ def test_threads_are_the_cpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "mlc_dsv3: error: --threads is for the device cpu; leave it out\n"
 
 
+@pytest.mark.full
 def test_a_tuned_record_is_what_compile_uses(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny(num_hidden_layers=1, num_attention_heads=1)))

@@ -16,6 +16,7 @@ import pytest
 from golden import checkpoints
 from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
+from marks import full, quick_first
 from on_device import DEVICE, needs_gpu, needs_vulkan
 
 from mlc_dsv3 import LLM, SamplingParams
@@ -39,7 +40,7 @@ COMMAND = Path(sys.executable).parent / "mlc_dsv3"
 NAMES = list({checkpoint.config["model_type"]: name for name, checkpoint in reversed(CHECKPOINTS.items())}.values())
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=quick_first(NAMES))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -64,6 +65,7 @@ def test_logits_are_transformers(name: str, on_gpu: Callable[..., Driver]) -> No
         assert np.abs(result.logits - golden["logits"][:length]).max() <= TOLERANCE * golden["logits"].std()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in CHECKPOINTS if CHECKPOINTS[name].long][:1])
 def test_a_long_prompt_goes_in_expanded_blocks(name: str, on_gpu: Callable[..., Driver]) -> None:
     """3,000 tokens, past the original context; the step behind them reads what they left in the cache."""
@@ -150,7 +152,7 @@ def test_where_cuda_makes_no_graph_it_says_so_and_goes_on(
         calls.prefers_few_shapes = True
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if CHECKPOINTS[name].mtp_layers])
+@pytest.mark.parametrize("name", quick_first(name for name in NAMES if CHECKPOINTS[name].mtp_layers))
 def test_draft_logits(name: str, on_gpu: Callable[..., Driver]) -> None:
     golden, prompt, chosen = checkpoints.golden(name), checkpoints.prompt(name), on_gpu(name)
     next_tokens = np.append(prompt[1:], golden["greedy"][0])
@@ -161,7 +163,7 @@ def test_draft_logits(name: str, on_gpu: Callable[..., Driver]) -> None:
     assert error(logits[follow:], golden["draft_logits"][follow:]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("rows", [3, 24])
+@pytest.mark.parametrize("rows", quick_first([3, 24]))
 def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., Any]) -> None:
     """Few rows, and many."""
     tokens = checkpoints.prompt("deepseek_v3")[:rows]
@@ -176,7 +178,7 @@ def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., An
 
 @pytest.mark.parametrize(
     ("quantization", "cache"),
-    [("q0bf16", None), ("q4f16_1", None), ("q4f16_1", "int8"), ("q8f16_1", None), ("e4m3f32_1", None)],
+    [("q4f16_1", "int8"), *map(full, [("q0bf16", None), ("q4f16_1", None), ("q8f16_1", None), ("e4m3f32_1", None)])],
 )
 def test_quantized_logits_are_the_cpus(
     quantization: str, cache: str | None, driver: Callable[..., Driver], on_gpu: Callable[..., Driver]
@@ -199,6 +201,7 @@ def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., D
     assert np.array_equal(by_chunks[1], by_chunks[3]) and np.array_equal(by_chunks[1], by_chunks[8])
 
 
+@pytest.mark.full
 @needs_vulkan
 def test_a_library_for_another_kind_of_device_runs_here(compiled: Callable[..., Any], tmp_path: Path) -> None:
     made, library = compiled("deepseek_v2_lite", device="vulkan"), tmp_path / "model.so"
@@ -217,6 +220,7 @@ def test_pages_may_lie_anywhere(on_gpu: Callable[..., Driver]) -> None:
     assert np.array_equal(first, second)
 
 
+@pytest.mark.full
 def test_drafts_change_no_token() -> None:
     """Of the demo, one request after the other, and two whose rows together keep their bits."""
     prompts = ["Anna is in the kitchen. Anna goes to the park. Where is Anna?", "What is 34 + 57?"]

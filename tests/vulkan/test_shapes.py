@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tvm
+from marks import quick_first
 
 from mlc_dsv3.compiler.compile import build_options, tvm_target
 from mlc_dsv3.compiler.targets import read_description, resolve_target
@@ -23,8 +24,9 @@ SHARING = ("experts", "absorb_append", "absorbed_values", "expanded_attention")
 LEVELS = [level["name"] for level in read_description("vulkan")["level"]]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "level"), quick_first((name, level) for name in ("deepseek_v3", *SHAPES) for level in LEVELS)
+)
 def test_kernels_that_share_memory_compile(name: str, level: str) -> None:
     target = resolve_target("vulkan", level)
     options = build_options(target, "q4f16_1")

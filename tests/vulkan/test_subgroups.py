@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from marks import quick_first
 from on_device import build, device, needs_vulkan, run
 from tvm import tirx
 from tvm.script import tirx as T
@@ -66,7 +67,7 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "int32", "int64", "uint32"])
+@pytest.mark.parametrize("dtype", quick_first(["float16", "float32", "int8", "int32", "int64", "uint32"]))
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_shuffles(operator: str, dtype: str) -> None:
     (read, source), warp = OPERATORS[operator], width()

@@ -80,7 +80,8 @@ def compile_kernel(file: Path, name: str) -> None:
         file.with_suffix(".cc").write_text(text)
         part = kept.with_suffix(f".{os.getpid()}")
         compiler = [sys.executable, "-m", "ziglang", "c++", "-O1", "-fno-sanitize=undefined", "-fPIC", "-shared", "-w"]
-        _run([*compiler, *OPTIONS, str(file.with_suffix(".cc")), "-o", str(part)])
+        # Zig would build the C++ library first, which kernels do not use and which takes a minute.
+        _run([*compiler, "-nostdlib", *OPTIONS, str(file.with_suffix(".cc")), "-o", str(part)])
         part.rename(kept)
     shutil.copy(kept, file.with_suffix(".so"))
 
