@@ -17,9 +17,9 @@ failed=0
 for part in "$@"; do
     started=$SECONDS
     if [ "$part" = check ]; then
-        timeout 240 python3 -m pytest -q -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" \
+        timeout 240 python3 -m pytest -q -m "full or not full" -p no:cacheprovider -n "${PYTEST_WORKERS:-2}" \
             tests/vulkan/test_gpu_kernels.py tests/vulkan/test_gpu_sampling.py tests/vulkan/test_model.py \
-            tests/vulkan/test_device_bench.py tests/cuda/test_graph.py \
+            tests/vulkan/test_device_bench.py tests/cuda/test_graph.py tests/emulation/test_verbs.py \
             > "$folder/check-$device.log" 2>&1 || failed=1
         tail -n 30 "$folder/check-$device.log"
     elif [ "$part" = attention ]; then
