@@ -33,7 +33,7 @@ class _Walk:
         if module in self.found or module == _REGISTRY:
             return
         tree = self._tree(module)
-        self.found[module] = canonical(tree)
+        self.found[module] = _canonical(tree)
         for node in ast.walk(tree):
             self._follow(node)
 
@@ -91,6 +91,10 @@ def canonical(node: ast.AST) -> str:
     `ast.dump` writes, and `ast.unparse` chooses quotes, otherwise from one version of Python to the next.
     """
     return "".join(_pieces(node))
+
+
+# Of files that were parsed once.
+_canonical = cache(canonical)
 
 
 def _pieces(value: object) -> Iterator[str]:

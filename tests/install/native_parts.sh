@@ -2,10 +2,13 @@
 # Builds wheels as containers would that lack a C++ compiler or Vulkan's headers, and holds what is in each, and what its
 # `devices` says, against what the container has. Takes root, since a mount namespace hides what is there.
 #
-#   native_parts.sh PYTHON   PYTHON has mlc_dsv3 installed, built with all that it needs
+#   native_parts.sh PYTHON FOLDER
+#
+# PYTHON has mlc_dsv3 installed, built with all that it needs. FOLDER gets the wheel that a C++ compiler alone makes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(realpath --no-symlinks "$1")
+kept=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset CXX VULKAN_SDK
@@ -48,6 +51,7 @@ build "a C++ compiler" $no_headers
 expect_no cuda 'native part'
 expect vulkan 'no native part .* no Vulkan headers'
 expect_no vulkan 'C\+\+ compiler'
+cp "$work/a C++ compiler"/wheel/*.whl "$kept"
 
 echo "this machine, with both:"
 says "$("$python" -c 'import importlib.util as u; print(u.find_spec("mlc_dsv3").submodule_search_locations[0] + "/..")')"
