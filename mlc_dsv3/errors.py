@@ -9,6 +9,10 @@ class UserError(Exception):
     """A user's mistake or a broken file; its text is shown as it is, without a traceback."""
 
 
+class ForkError(UserError):
+    """A model is used, or is to be loaded, in a process forked from one that had loaded a model."""
+
+
 class DeviceError(RuntimeError):
     """A device that was lost, or whose driver refuses what it is asked; its text names the device and what was done."""
 

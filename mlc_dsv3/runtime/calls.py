@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mlc_dsv3.runtime.forking import refuse_after_fork
 from mlc_dsv3.runtime.memory import Memory
 
 Functions = Callable[[str], Callable[..., Any]]
@@ -25,8 +26,9 @@ class Calls:
 
     def __call__(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
         """What function `name` returns for `inputs`, int32 or float32 arrays, or tensors of the device, and behind them
-        `fixed`, which are the same in all its calls until `forget`."""
-        return self._functions(name)(*self._passed_in(inputs), *fixed)
+        `fixed`, which are the same in all its calls until `forget`. ForkError in a child process."""
+        refuse_after_fork()
+        return self._result(name, inputs, *fixed)
 
     def wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Call `wrapper(function)` in place of each function."""
@@ -38,6 +40,9 @@ class Calls:
 
     def forget(self) -> None:
         """What was fixed is another one now."""
+
+    def _result(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
+        return self._functions(name)(*self._passed_in(inputs), *fixed)
 
     def _passed_in(self, inputs: Sequence[Any]) -> list[Any]:
         pass_in = self._memory.pass_in

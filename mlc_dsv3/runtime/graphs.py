@@ -80,7 +80,7 @@ class GraphCalls(Calls):
         self._is_watched = False
         self.prefers_few_shapes = True
 
-    def __call__(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
+    def _result(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
         """See `Calls`. What it returns may be overwritten by the next call of the same shapes."""
         if self._is_watched or not self.prefers_few_shapes or not all(map(_is_short, inputs)):
             return self._call(name, inputs, *fixed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from mlc_dsv3.errors import UserError, note
 from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, Update
 from mlc_dsv3.runtime.engine import Engine, EngineStats
+from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
 from mlc_dsv3.runtime.interrupts import deferred_interrupts
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
@@ -46,7 +47,8 @@ class LLM:
         answers are the same, token for token.
     ignore_config_fields: fields of config.json to pass over although they are not understood.
 
-    May be used from several threads. Raises UserError for whatever a user can get wrong.
+    May be used from several threads, and not in processes forked after it was made (ForkError). Raises UserError for
+    whatever a user can get wrong.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LLM:
         from mlc_dsv3.runtime.model import CompiledModel
         from mlc_dsv3.runtime.prepare import prepare
 
+        refuse_after_fork()
         library = None if model_lib is None else Path(model_lib)
         room = Room(context_window, max_batch, cache_tokens)
         prepared = prepare(
@@ -153,7 +156,7 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
-        with self._lock, deferred_interrupts():
+        with self._alone():
             return self._open_engine().logits(token_ids)
 
     def read(
@@ -167,15 +170,17 @@ class LLM:
         how many tokens that were."""
         tokens = self._prompt_tokens(prompt)
         tokens = tokens[-min(last or len(tokens), self.context_window) :]
-        with self._lock, deferred_interrupts():
+        with self._alone():
             self._open_engine().read(tokens, watching)
         return len(tokens)
 
     def close(self) -> None:
-        """Let go of the model and its cache; the object cannot be used afterwards."""
-        with self._lock:
-            self._engine = None
-            self._updates.clear()
+        """Let go of the model and its cache; the object cannot be used afterwards. In a forked process it does nothing:
+        they are another's."""
+        if belongs_here():
+            with self._lock:
+                self._engine = None
+                self._updates.clear()
 
     def __enter__(self) -> LLM:
         return self
@@ -213,7 +218,7 @@ class LLM:
 
     def _submit(self, tokens: Sequence[int], params: SamplingParams, request_ids: list[int]) -> None:
         """Submit a request and put its id into `request_ids`: an interrupt afterwards must find it there."""
-        with self._lock, deferred_interrupts():
+        with self._alone():
             request_id = self._open_engine().submit(tokens, params)
             self._updates[request_id] = deque()
             request_ids.append(request_id)
@@ -221,7 +226,7 @@ class LLM:
     def _follow(self, request_id: int) -> Iterator[Update]:
         """A request's updates to its end, stepping the engine (and so all other requests) whenever there is none."""
         while True:
-            with self._lock, deferred_interrupts():
+            with self._alone():
                 engine = self._open_engine()
                 own = self._updates[request_id]
                 if not own:
@@ -236,9 +241,18 @@ class LLM:
 
     def _drop(self, request_id: int) -> None:
         """Forget a request, cancelling it where it is unfinished."""
-        with self._lock, deferred_interrupts():
+        if not belongs_here():
+            return
+        with self._alone():
             if self._updates.pop(request_id, None) is not None and self._engine is not None:
                 self._engine.cancel(request_id)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other thread and no Ctrl-C in. ForkError in a forked process, where the lock might stay locked."""
+        refuse_after_fork()
+        with self._lock, deferred_interrupts():
+            yield
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -13,6 +13,7 @@ from typing import Any
 from mlc_dsv3._pins import check_pins, tvm_library
 from mlc_dsv3.cuda import driver as cuda
 from mlc_dsv3.metal import driver as metal
+from mlc_dsv3.runtime.forking import claim
 from mlc_dsv3.vulkan import native as vulkan
 
 _FIRST_DEVICE = 0
@@ -43,8 +44,10 @@ def open_machines(library: Path, device: str, pooled: Sequence[bool]) -> list[An
     """Relax virtual machines over a compiled library on a device, whose `get_function` finds functions: one for each of
     `pooled`, which says whether it keeps a pool of memory.
 
-    Raises RuntimeError, OSError or AttributeError, in TVM's words, for a file that is no such library.
+    Raises ForkError in a child of a process that had loaded a model, and in TVM's words RuntimeError, OSError or
+    AttributeError for a file that is no such library.
     """
+    claim()
     load_runtime()
     import tvm_ffi
 
@@ -67,6 +70,7 @@ def usable_cores() -> int:
 
 def configure_threads(threads: int) -> None:
     """Run kernels on this many threads."""
+    claim()
     load_runtime()
     import tvm_ffi
 
