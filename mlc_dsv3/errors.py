@@ -33,6 +33,16 @@ def note(text: str) -> None:
     print(f"mlc_dsv3: {' '.join(text.split())}", file=sys.stderr)
 
 
+_said: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """`warn`, unless this process has said the same before: a model may be opened several times in a run."""
+    if text not in _said:
+        _said.add(text)
+        warn(text)
+
+
 def warn(text: str) -> None:
     """Tell the user, in one line on standard error, of something that does not stop the work."""
     print(f"mlc_dsv3: warning: {' '.join(text.split())}", file=sys.stderr)

@@ -27,9 +27,13 @@ class Subject:
         return [self.artifact.path / shard["dataPath"] for shard in self.artifact.shards]
 
 
-def model_subject(model: str | None, name: str, quantization: str | None, target: CompileTarget) -> Subject:
+def model_subject(
+    model: str | None, name: str, quantization: str | None, target: CompileTarget, *, without_mtp: bool = False
+) -> Subject:
     """A checkpoint, an artifact or a Hub name (None: the demo), converted and compiled where that is missing."""
-    prepared = prepare(model, quantization, target.device, None, cache_dtype=target.chosen_cache)
+    prepared = prepare(
+        model, quantization, target.device, None, cache_dtype=target.chosen_cache, without_mtp=without_mtp
+    )
     return Subject(name, prepared.artifact, prepared.library, random_weights=False)
 
 

@@ -36,7 +36,7 @@ def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Art
 
     Raises UserError where the disk has no room. Safe to delete: `<cache>/bench/weights`.
     """
-    fields = artifact_model_config(fields, without_mtp=False)
+    fields = artifact_model_config(fields)
     config = parse_config(fields)
     placed = plan(config, layout_of(quantization))
     contents = json.dumps(

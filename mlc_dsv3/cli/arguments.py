@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlc_dsv3.runtime.sampling import SamplingParams
     from relax_model.config import ModelConfig
 
@@ -73,6 +75,13 @@ def add_ignore_config_field(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_no_mtp(parser: argparse.ArgumentParser) -> None:
+    """--no-mtp."""
+    parser.add_argument(
+        "--no-mtp", action="store_true", help="leave out the checkpoint's multi-token prediction layers (saves memory)"
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options named as the fields of SamplingParams; those not given are None."""
     group = parser.add_argument_group("sampling", "What is not given comes from the model's mlc-chat-config.json.")
@@ -100,12 +109,16 @@ class ModelSource:
     quantization: str | None
 
 
-def read_model(argument: str, ignore: Collection[str]) -> ModelSource:
-    """The configuration that `argument` names: a config.json, a checkpoint or artifact folder, or a Hub name."""
+def read_model(argument: str, ignore: Collection[str] = (), *, without_mtp: bool = False) -> ModelSource:
+    """The configuration that `argument` names: a config.json, a checkpoint or artifact folder, or a Hub name.
+
+    A checkpoint's is what its tensors bear out; a config.json by itself, or without weights beside it, is taken at its
+    word. `without_mtp` leaves out the MTP layers; UserError where an artifact has them.
+    """
     from mlc_dsv3.runtime.hub import model_folder, model_name
+    from mlc_dsv3.weights import Checkpoint
     from mlc_dsv3.weights.files import read_json
-    from relax_model.config import parse_config
-    from relax_model.errors import ConfigError
+    from mlc_dsv3.weights.shards import has_weights
 
     path = model_folder(argument)
     if path.is_dir():
@@ -117,9 +130,28 @@ def read_model(argument: str, ignore: Collection[str]) -> ModelSource:
         file = path
     fields = read_json(file)
     quantization = fields.get("quantization") if "model_config" in fields else None
-    try:
-        config = parse_config(fields.get("model_config", fields), ignore=ignore)
-    except ConfigError as error:
-        raise UserError(f"{file}: {error}") from error
+    if path.is_dir() and "model_config" not in fields and has_weights(path):
+        config = Checkpoint.open(path, ignore=ignore, without_mtp=without_mtp).model_config
+    else:
+        config = _config_alone(file, fields, ignore, without_mtp)
     place = file.parent if file.name in ("config.json", "mlc-chat-config.json") else file.with_suffix("")
     return ModelSource(model_name(argument if path.is_dir() else place), config, quantization)
+
+
+def _config_alone(file: Path, fields: dict[str, Any], ignore: Collection[str], without_mtp: bool) -> ModelConfig:
+    """The configuration in the `fields` of a config.json or mlc-chat-config.json, taken at its word."""
+    from mlc_dsv3.weights.artifact import refuse_mtp_layers
+    from mlc_dsv3.weights.corrections import with_mtp_layers
+    from relax_model.config import parse_config
+    from relax_model.errors import ConfigError
+
+    config = {name: value for name, value in fields.get("model_config", fields).items() if name not in ignore}
+    if without_mtp and "model_config" not in fields:
+        config = with_mtp_layers(config, 0)
+    try:
+        parsed = parse_config(config)
+    except ConfigError as error:
+        raise UserError(f"{file}: {error}") from error
+    if without_mtp:
+        refuse_mtp_layers(file, parsed)
+    return parsed

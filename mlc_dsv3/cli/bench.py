@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window
+from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_no_mtp
 from mlc_dsv3.cli.bench_options import check_together
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
@@ -89,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--questions", type=int, default=2000, metavar="N", help="how many with --quality (2000)")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a measurement")
+    add_no_mtp(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -182,7 +183,7 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
     from mlc_dsv3.demo import checkpoint_path
     from relax_model.layout import layout_of
 
-    source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), ())
+    source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), without_mtp=parsed.no_mtp)
     name = source.name if parsed.model or parsed.model_config else "demo"
     target = settings.target
     chosen = quantizations or [source.quantization or target.default("quantization")]
@@ -195,14 +196,16 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
             refuse_unknown_to_llama(source.config, gguf_type(quantization))
 
     from mlc_dsv3.bench.subject import model_subject, random_subject
+    from mlc_dsv3.weights.corrections import with_mtp_layers
     from mlc_dsv3.weights.files import read_json
 
     for quantization in chosen:
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
-            yield random_subject(fields.get("model_config", fields), name, target.stored_as(quantization), target)
+            fields = with_mtp_layers(fields.get("model_config", fields), source.config.num_nextn_predict_layers)
+            yield random_subject(fields, name, target.stored_as(quantization), target)
         else:
-            yield model_subject(parsed.model, name, quantization, target)
+            yield model_subject(parsed.model, name, quantization, target, without_mtp=parsed.no_mtp)
 
 
 def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:
@@ -212,7 +215,7 @@ def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: B
     from mlc_dsv3.cli.arguments import read_model
     from mlc_dsv3.cli.bench_tables import print_attention
 
-    config, target = read_model(parsed.model_config, ()).config, settings.target
+    config, target = read_model(parsed.model_config).config, settings.target
     if min(settings.depths) < 1:
         raise UserError("--depth is 0, where there is nothing to attend to; give --depth 8192, say")
     results = []

@@ -12,6 +12,7 @@ from mlc_dsv3.cli.arguments import (
     add_cache_dtype,
     add_context_window,
     add_ignore_config_field,
+    add_no_mtp,
     add_quantization,
     add_sampling,
     sampling_params,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "same (auto)",
     )
     add_sampling(parser)
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -106,6 +108,7 @@ def _load(parsed: argparse.Namespace) -> LLM:
         cache_dtype=parsed.cache_dtype,
         context_window=parsed.context_window,
         ignore_config_fields=parsed.ignore_config_field,
+        without_mtp=parsed.no_mtp,
         speculative=parsed.speculative,
     )
     # What a conversation cannot do without is missed now and not after the first message.

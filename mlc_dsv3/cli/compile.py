@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import (
+    add_cache_dtype,
+    add_context_window,
+    add_ignore_config_field,
+    add_no_mtp,
+    add_quantization,
+)
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_context_window(parser, help="longest context in tokens (the model's own)")
     add_cache_dtype(parser)
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -61,7 +68,7 @@ def run(parsed: argparse.Namespace) -> None:
     """Compile and print the library's path."""
     from mlc_dsv3.cli.arguments import read_model, required_quantization
 
-    source = read_model(parsed.model, parsed.ignore_config_field)
+    source = read_model(parsed.model, parsed.ignore_config_field, without_mtp=parsed.no_mtp)
     quantization = required_quantization(parsed.quantization or source.quantization)
     architectures = parsed.arch.split(",") if parsed.arch else None
     if parsed.all:

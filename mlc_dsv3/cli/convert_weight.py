@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_ignore_config_field, add_no_mtp, add_quantization
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="NAME", help="store in the layout that this device reads fastest (mlc-llm's own)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-MLC")
-    parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -30,6 +30,6 @@ def run(parsed: argparse.Namespace) -> None:
 
     quantization = required_quantization(parsed.quantization, parsed.device)
     folder = model_folder(parsed.checkpoint)
-    checkpoint = Checkpoint.open(folder, ignore=parsed.ignore_config_field)
+    checkpoint = Checkpoint.open(folder, ignore=parsed.ignore_config_field, without_mtp=parsed.no_mtp)
     output = parsed.output or Path(artifact_name(model_name(parsed.checkpoint), quantization))
-    print(convert(checkpoint, quantization, output, without_mtp=parsed.no_mtp))
+    print(convert(checkpoint, quantization, output))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mlc_dsv3.cli.arguments import add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_ignore_config_field, add_no_mtp, add_quantization
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context-window-size", type=int, metavar="N", help="tokens (default: the model's own)")
     parser.add_argument("--prefill-chunk-size", type=int, metavar="N", help="tokens of a prompt read at once")
     parser.add_argument("--conv-template", metavar="NAME", help="recorded in the file (default: the checkpoint's own)")
-    parser.add_argument("--no-mtp", action="store_true", help="leave out the multi-token prediction layers")
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -33,14 +33,15 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.weights import Checkpoint, gen_config
 
     quantization = required_quantization(parsed.quantization)
-    checkpoint = Checkpoint.open(model_folder(parsed.checkpoint), ignore=parsed.ignore_config_field)
+    checkpoint = Checkpoint.open(
+        model_folder(parsed.checkpoint), ignore=parsed.ignore_config_field, without_mtp=parsed.no_mtp
+    )
     fields = gen_config(
         checkpoint,
         quantization,
         context_window_size=parsed.context_window_size,
         prefill_chunk_size=parsed.prefill_chunk_size,
         conv_template=parsed.conv_template,
-        without_mtp=parsed.no_mtp,
     )
     parsed.output.mkdir(parents=True, exist_ok=True)
     for name in fields["tokenizer_files"]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_no_mtp, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_context_window(parser, help="tokens of the text that are read as one (512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -50,6 +51,7 @@ def run(parsed: argparse.Namespace) -> None:
         None,
         ignore_config_fields=parsed.ignore_config_field,
         room=reading_room(parsed.context_window),
+        without_mtp=parsed.no_mtp,
     )
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_quantization
+from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_no_mtp, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError, warn
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the record; what it has for other kernels is kept (the one in your data folder, which `compile` reads)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a kernel and shape")
+    add_no_mtp(parser)
     add_ignore_config_field(parser)
 
 
@@ -53,7 +54,8 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.demo import checkpoint_path
 
     model = parsed.model or str(checkpoint_path())
-    source, target = read_model(model, parsed.ignore_config_field), resolve_target(parsed.device)
+    source = read_model(model, parsed.ignore_config_field, without_mtp=parsed.no_mtp)
+    target = resolve_target(parsed.device)
     chosen = parsed.quantization or source.quantization or target.default("quantization")
     quantization = required_quantization(chosen, parsed.device)
 

@@ -67,6 +67,7 @@ class Metadata:
         for field, mine, theirs in (
             ("model_type", self.model_type, config.model_type),
             ("quantization", self.quantization, quantization),
+            ("the number of layers, MTP layers included,", self.num_caches, config.num_cached_layers),
             ("config", self.config_digest, config.digest()),
         ):
             if mine != theirs:

@@ -46,6 +46,7 @@ class LLM:
     speculative: tokens that the MTP layer drafts for each step: a number up to 4, "auto" (what pays) or "off". The
         answers are the same, token for token.
     ignore_config_fields: fields of config.json to pass over although they are not understood.
+    without_mtp: leave out the checkpoint's MTP layers.
 
     May be used from several threads, and not in processes forked after it was made (ForkError). Raises UserError for
     whatever a user can get wrong.
@@ -65,6 +66,7 @@ class LLM:
         cache_tokens: int | None = None,
         ignore_config_fields: Collection[str] = (),
         speculative: str | int = "auto",
+        without_mtp: bool = False,
     ) -> None:
         from mlc_dsv3.runtime.model import CompiledModel
         from mlc_dsv3.runtime.prepare import prepare
@@ -80,6 +82,7 @@ class LLM:
             cache_dtype=cache_dtype,
             ignore_config_fields=ignore_config_fields,
             room=room,
+            without_mtp=without_mtp,
         )
         self.artifact, self.device = prepared.artifact, prepared.device
         self._tokenizer, self._tokenizer_error = _load_tokenizer(self.artifact.path)

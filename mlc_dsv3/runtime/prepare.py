@@ -22,6 +22,7 @@ from mlc_dsv3.runtime.hub import model_folder, model_name
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.memory import memory_of
 from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, gen_config, pack_artifact
+from mlc_dsv3.weights.artifact import refuse_mtp_layers
 from mlc_dsv3.weights.chat_config import FILE_NAME
 from mlc_dsv3.weights.identity import artifact_identity, checkpoint_identity
 from mlc_dsv3.weights.plan import TENSOR_CACHE
@@ -47,11 +48,13 @@ def prepare(
     cache_dtype: str | None = None,
     ignore_config_fields: Collection[str] = (),
     room: Room | None = None,
+    without_mtp: bool = False,
 ) -> Prepared:
     """The artifact and library of `model` (a checkpoint, an artifact, a Hub name; None is the demo).
 
-    `model_lib` is a library to use as it is; `cache_dtype` is the latent cache's. UserError for what cannot be found,
-    converted or compiled, and before that for weights and a `room` that do not fit in the device's memory.
+    `model_lib` is a library to use as it is; `cache_dtype` is the latent cache's; `without_mtp` leaves out a
+    checkpoint's MTP layers. UserError for what cannot be found, converted or compiled, and before that for weights and
+    a `room` that do not fit in the device's memory.
     """
     target = resolve_target(device, cache_dtype=cache_dtype)
     if model is None:
@@ -64,12 +67,14 @@ def prepare(
     stored = metadata.quantization if metadata is not None else None
     if (folder / FILE_NAME).is_file():
         artifact = Artifact.open(folder)
+        if without_mtp:
+            refuse_mtp_layers(folder, artifact.model_config)
         stored = stored or target.stored_as(quantization or artifact.quantization)
         _refuse_unless_it_fits(room, artifact.model_config, stored, target, metadata)
         artifact = _packed(artifact, name, stored)
     else:
         stored = stored or target.stored_as(quantization or target.default("quantization"))
-        checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields)
+        checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields, without_mtp=without_mtp)
         _refuse_unless_it_fits(room, checkpoint.model_config, stored, target, metadata)
         artifact = _converted(checkpoint, name, stored, ignore_config_fields)
     library = Path(model_lib) if model_lib is not None else _library(artifact, name, target)

@@ -14,7 +14,7 @@ import numpy as np
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.weights.chat_config import FILE_NAME
-from mlc_dsv3.weights.files import Progress, md5, read_json
+from mlc_dsv3.weights.files import Progress, inside, md5, read_json
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
 from relax_model.config import ModelConfig, parse_config
 from relax_model.errors import ConfigError
@@ -88,12 +88,18 @@ class Artifact:
                     )
 
 
+def refuse_mtp_layers(where: Path, model: ModelConfig) -> None:
+    """UserError where an artifact at `where` has MTP layers although it should go without."""
+    if model.num_nextn_predict_layers:
+        raise UserError(f"{where}: the artifact has its MTP layer; use --no-mtp when you convert the checkpoint")
+
+
 def _read_shards(path: Path) -> tuple[dict[str, Any], ...]:
     if not (path / TENSOR_CACHE).is_file():
         raise UserError(f"{path} has no {TENSOR_CACHE}: its conversion did not finish; run convert_weight again")
     shards = read_json(path / TENSOR_CACHE)["records"]
     for shard in shards:
-        file = path / shard["dataPath"]
+        file = inside(path, shard["dataPath"], path / TENSOR_CACHE)
         if not file.is_file():
             raise UserError(f"{file} is missing; convert the model again")
         size, written = file.stat().st_size, shard["nbytes"]

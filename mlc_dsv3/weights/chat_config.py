@@ -19,7 +19,6 @@ _SAMPLING_DEFAULTS = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-_MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 def gen_config(
@@ -29,7 +28,6 @@ def gen_config(
     context_window_size: int | None = None,
     prefill_chunk_size: int | None = None,
     conv_template: str | None = None,
-    without_mtp: bool = False,
 ) -> dict[str, Any]:
     """`mlc-chat-config.json` for this checkpoint.
 
@@ -45,7 +43,7 @@ def gen_config(
         "version": _VERSION,
         "model_type": model.model_type,
         "quantization": quantization,
-        "model_config": artifact_model_config(checkpoint.config, without_mtp),
+        "model_config": artifact_model_config(checkpoint.config),
         "vocab_size": model.vocab_size,
         "active_vocab_size": model.vocab_size,
         "context_window_size": window,
@@ -65,12 +63,9 @@ def gen_config(
     }
 
 
-def artifact_model_config(config: dict[str, Any], without_mtp: bool) -> dict[str, Any]:
-    """The checkpoint's config as it holds for the artifact: no longer fp8, and with no MTP layers if so wished."""
-    kept = {name: value for name, value in config.items() if name != "quantization_config"}
-    if without_mtp:
-        kept.update({name: 0 for name in _MTP_FIELDS if name in kept})
-    return kept
+def artifact_model_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's config as it holds for the artifact, whose weights are no longer fp8."""
+    return {name: value for name, value in config.items() if name != "quantization_config"}
 
 
 def _window(model: ModelConfig, wanted: int | None) -> int:

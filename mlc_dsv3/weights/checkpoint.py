@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint folder: its configuration, and its tensors as float32 rows.
 
-Comes from disk as `config.json` with `model.safetensors`, or with an index and shards; goes to conversion.
+Comes from disk as `config.json` with safetensors files; goes to conversion. The tensors decide where they contradict
+the configuration: whether there is an MTP layer, and whether weights are quantized.
 """
 
 from __future__ import annotations
@@ -12,39 +13,58 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.weights.corrections import check_index, with_stored_mtp_layers, with_stored_quantization
 from mlc_dsv3.weights.decode import DECODABLE, apply_block_scales, to_float32
 from mlc_dsv3.weights.files import read_json
 from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
+from mlc_dsv3.weights.shards import open_files
+from mlc_dsv3.weights.spelling import family_names
 from relax_model.config import ModelConfig, parse_config
 from relax_model.errors import ConfigError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SCALE_SUFFIX = "_scale_inv"
 
 
 class Checkpoint:
-    """An open checkpoint: `config` is config.json as it stands, `model_config` the same one checked."""
+    """An open checkpoint: `config` is config.json as the tensors bear it out, `model_config` the same one checked.
+
+    Tensors go by the family's names (`model.layers.0…`, `lm_head.weight`), whatever the files call them.
+    """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], model_config: ModelConfig, files: list[SafetensorsFile]
+        self,
+        path: Path,
+        config: dict[str, Any],
+        model_config: ModelConfig,
+        files: dict[str, SafetensorsFile],
+        tensors: dict[str, TensorEntry],
     ) -> None:
         self.path = path
         self.config = config
         self.model_config = model_config
-        self._files = {name: file for file in files for name in file.tensors}
+        self._files = files
+        self._tensors = tensors
         self._scale_block = _scale_block(path, config)
 
     @staticmethod
-    def open(path: str | Path, *, ignore: Collection[str] = ()) -> Checkpoint:
-        """Open the folder `path` and check that config and files are whole; `ignore` as for `parse_config`."""
+    def open(path: str | Path, *, ignore: Collection[str] = (), without_mtp: bool = False) -> Checkpoint:
+        """Open the folder `path` and check that config and files are whole; contents are not read.
+
+        `ignore` as for `parse_config`; `without_mtp` leaves out the MTP layers. Warns, once, of what the configuration
+        announces and the tensors do not bear out.
+        """
         path = Path(path)
         config = read_config(path)
-        try:
-            model_config = parse_config(config, ignore=ignore)
-        except ConfigError as error:
-            raise UserError(f"{path / 'config.json'}: {error}") from error
+        announced = _parse(path, config, ignore)
+        files = {name: file for file in open_files(path) for name in file.tensors}
+        own_names = family_names(files)
+        tensors = {name: files[own].tensors[own] for name, own in own_names.items()}
         config = {name: value for name, value in config.items() if name not in ignore}
-        return Checkpoint(path, config, model_config, _open_files(path))
+        config = with_stored_quantization(path, config, tensors)
+        config = with_stored_mtp_layers(path, config, announced, tensors, without_mtp)
+        model_config = _parse(path, config, ignore)
+        check_index(path, files, model_config)
+        return Checkpoint(path, config, model_config, {name: files[own] for name, own in own_names.items()}, tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -111,9 +131,9 @@ class Checkpoint:
             file.close()
 
     def _entry(self, name: str) -> TensorEntry:
-        if name not in self._files:
+        if name not in self._tensors:
             raise UserError(f"{self.path}: tensor {name} is missing")
-        return self._files[name].tensors[name]
+        return self._tensors[name]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         entry = self._entry(name)
@@ -138,44 +158,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_json(path / "config.json")
 
 
-def checkpoint_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, in the order of their names."""
-    if (path / SINGLE).exists():
-        return [path / SINGLE]
-    if not (path / INDEX).exists():
-        raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; other weight formats are not read")
-    weight_map = read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{path / INDEX} has no weight_map; download it again")
-    files = [path / name for name in sorted(set(weight_map.values()))]
-    absent = [file.name for file in files if not file.exists()]
-    if absent:
-        others = f" and {len(absent) - 1} more" if absent[1:] else ""
-        raise UserError(f"{path / INDEX} names {absent[0]}{others}, which the folder lacks; download the rest")
-    return files
-
-
-def _open_files(path: Path) -> list[SafetensorsFile]:
-    files = [SafetensorsFile(file) for file in checkpoint_files(path)]
-    if files[0].path.name != SINGLE:
-        held = {file.path.name: file.tensors for file in files}
-        for name, file_name in read_json(path / INDEX)["weight_map"].items():
-            if name not in held[file_name]:
-                raise UserError(
-                    f"{path / INDEX} says that {name} is in {file_name}, and it is not; download both again"
-                )
-    return files
+def _parse(path: Path, config: dict[str, Any], ignore: Collection[str]) -> ModelConfig:
+    try:
+        return parse_config(config, ignore=ignore)
+    except ConfigError as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from error
 
 
 def _scale_block(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Rows and columns that share a scale in fp8 weights."""
-    fields = config.get("quantization_config") or {}
-    method, fmt = fields.get("quant_method", "fp8"), fields.get("fmt") or "e4m3"
-    if method != "fp8" or fmt != "e4m3":
-        raise UserError(
-            f"{path}: weights quantized by {method!r} ({fmt}) are not read; known: plain floats and 'fp8' (e4m3)"
-        )
-    block = fields.get("weight_block_size") or (128, 128)
+    fields = config.get("quantization_config")
+    block = (fields.get("weight_block_size") if isinstance(fields, dict) else None) or (128, 128)
     if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
         raise UserError(f"{path}: quantization_config.weight_block_size is {block!r}; it must be two sizes")
     return block[0], block[1]

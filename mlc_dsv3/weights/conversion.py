@@ -19,7 +19,6 @@ from mlc_dsv3.weights.files import Progress
 from mlc_dsv3.weights.names import check_tensors, sources
 from mlc_dsv3.weights.plan import SHARD_BYTES, plan
 from mlc_dsv3.weights.writer import Piece, write_artifact
-from relax_model.config import parse_config
 from relax_model.layout import FloatLayout, GroupLayout, Layout, PackedLayout, layout_of
 from relax_model.parameters import Parameter, parameters
 
@@ -38,7 +37,6 @@ def convert(
     output: str | Path,
     *,
     progress: Progress = progress_bar,
-    without_mtp: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Quantize `checkpoint` into the artifact folder `output` and return it.
@@ -48,7 +46,7 @@ def convert(
     Whatever goes wrong, `output` never looks finished.
     """
     layout = layout_of(quantization)
-    model = parse_config(chat_config.artifact_model_config(checkpoint.config, without_mtp))
+    model = checkpoint.model_config
     check_tensors(checkpoint, model)
     pieces = (
         Piece(block.row, partial(_store, checkpoint, block, layout))
@@ -57,7 +55,7 @@ def convert(
     )
     write_artifact(
         Path(output),
-        chat_config.gen_config(checkpoint, quantization, without_mtp=without_mtp),
+        chat_config.gen_config(checkpoint, quantization),
         plan(model, layout, shard_bytes),
         pieces,
         small_files=checkpoint.path,

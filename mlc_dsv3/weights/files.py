@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mlc_dsv3.errors import UserError
@@ -41,6 +41,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
     return value
+
+
+def inside(folder: Path, name: object, where: Path) -> Path:
+    """The file `name` of `folder`; UserError where `name`, which the file `where` has, would lead out of the folder."""
+    if not isinstance(name, str) or PurePath(name).is_absolute() or not name or ".." in PurePath(name).parts:
+        raise UserError(f"{where} names the file {name!r}; it must name one inside its folder")
+    return folder / name
 
 
 def present(folder: Path, names: tuple[str, ...]) -> list[str]:

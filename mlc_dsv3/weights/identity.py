@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mlc_dsv3.weights.artifact import Artifact
 from mlc_dsv3.weights.chat_config import FILE_NAME
-from mlc_dsv3.weights.checkpoint import checkpoint_files, read_config
+from mlc_dsv3.weights.checkpoint import read_config
 from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, present
 from mlc_dsv3.weights.plan import TENSOR_CACHE
 from mlc_dsv3.weights.safetensors import SafetensorsFile
+from mlc_dsv3.weights.shards import open_files
 
 _WHOLE = 64 << 20  # a checkpoint up to this size is read whole
 _SAMPLE = 512  # bytes from the middle of a tensor
@@ -28,7 +29,7 @@ def checkpoint_identity(path: str | Path) -> str:
     digest = hashlib.sha256()
     for name in present(path, ("config.json", GENERATION_CONFIG, *TOKENIZER_FILES)):
         _update(digest, name.encode(), (path / name).read_bytes())
-    files = [SafetensorsFile(file) for file in checkpoint_files(path)]
+    files = open_files(path)
     whole = sum(file.size for file in files) <= _WHOLE
     stride = max(1, -(-sum(len(file.tensors) for file in files) // _MOST_SAMPLES))
     for file in files:

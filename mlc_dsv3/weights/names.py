@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.weights.checkpoint import Checkpoint
 from relax_model.config import ModelConfig
 from relax_model.parameters import Parameter, parameters
+
+if TYPE_CHECKING:
+    from mlc_dsv3.weights.checkpoint import Checkpoint
 
 
 def sources(parameter: Parameter) -> list[str]:
@@ -26,6 +30,36 @@ def sources(parameter: Parameter) -> list[str]:
     return [f"{prefix}.{expert}.{part}.weight" for expert in range(parameter.shape[0]) for part in parts]
 
 
+def needed(config: ModelConfig) -> Iterator[str]:
+    """Every checkpoint tensor that a model is made of."""
+    return (name for parameter in parameters(config) for name in sources(parameter))
+
+
+def stored_mtp_layers(tensors: Container[str], config: ModelConfig, path: Path) -> int:
+    """How many of the MTP layers that `config` announces are among the checkpoint's `tensors`.
+
+    Copies of the embedding and of the head do not make a layer. UserError for a layer that is there in part.
+    """
+    first = config.num_hidden_layers
+    layers: dict[int, list[str]] = {layer: [] for layer in range(first, config.num_cached_layers)}
+    for name in needed(config):
+        layer = _layer(name)
+        if layer is not None and layer >= first:
+            layers[layer].append(name)
+    stored = [layer for layer, names in layers.items() if any(name in tensors for name in names)]
+    count = max(stored, default=first - 1) + 1 - first
+    absent = [name for layer in range(first, first + count) for name in layers[layer] if name not in tensors]
+    if absent:
+        raise UserError(f"{path}: the MTP layer lacks {_listed(absent)}; --no-mtp leaves the layer out")
+    return count
+
+
+def _listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if names[3:] else shown
+
+
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Raise UserError for the first tensor that is missing, of another shape than `config` says, or not understood."""
     known: set[str] = set()
@@ -33,7 +67,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
         names = sources(parameter)
         for name, shape in zip(names, _source_shapes(parameter, len(names)), strict=True):
             if name not in checkpoint:
-                raise UserError(_missing(checkpoint, config, name))
+                raise UserError(f"{checkpoint.path}: tensor {name} is missing")
             checkpoint.check(name)
             if checkpoint.shape(name) != shape:
                 raise UserError(
@@ -59,14 +93,6 @@ def _source_shapes(parameter: Parameter, count: int) -> list[tuple[int, ...]]:
 def _layer(name: str) -> int | None:
     match = re.match(r"model\.layers\.(\d+)\.", name)
     return int(match[1]) if match else None
-
-
-def _missing(checkpoint: Checkpoint, config: ModelConfig, name: str) -> str:
-    layer = _layer(name)
-    text = f"{checkpoint.path}: tensor {name} is missing"
-    if layer is None or layer < config.num_hidden_layers:
-        return text
-    return f"{text}; config.json announces {config.num_nextn_predict_layers} MTP layer(s): --no-mtp goes without them"
 
 
 def _not_understood(checkpoint: Checkpoint, config: ModelConfig, known: set[str]) -> Iterator[str]:

@@ -66,6 +66,13 @@ def test_the_same_type_of_another_size_is_refused(tiny) -> None:
         Library(tiny.library).metadata.refuse_unless_for(wider, "q0f32", "lib.so")
 
 
+def test_a_library_with_an_mtp_layer_that_the_artifact_lacks_is_refused_by_the_layers(tiny) -> None:
+    config = Artifact.open(tiny.artifact).model_config
+    metadata = dataclasses.replace(Library(tiny.library).metadata, num_caches=config.num_cached_layers + 1)
+    with pytest.raises(UserError, match=r"number of layers, MTP layers included, is \d+ in the library and \d+ in"):
+        metadata.refuse_unless_for(config, "q0f32", "lib.so")
+
+
 def test_a_library_of_another_format_version_is_refused(tiny) -> None:
     fields = read_note(tiny.library)["metadata"] | {"format_version": FORMAT_VERSION + 1}
     with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}.*compile it again"):

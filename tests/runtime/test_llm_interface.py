@@ -45,9 +45,14 @@ class Parts:
         self.asked: tuple = ()
 
     def prepare(
-        self, *asked: object, cache_dtype: str | None, ignore_config_fields: Collection[str], room: object
+        self,
+        *asked: object,
+        cache_dtype: str | None,
+        ignore_config_fields: Collection[str],
+        room: object,
+        without_mtp: bool,
     ) -> SimpleNamespace:
-        self.asked = (*asked, cache_dtype, ignore_config_fields)
+        self.asked = (*asked, cache_dtype, ignore_config_fields, without_mtp)
         artifact = SimpleNamespace(path=Path("artifact"), chat_config=self.chat_config)
         return SimpleNamespace(artifact=artifact, library=Path("library"), device="cpu")
 
@@ -183,9 +188,9 @@ def test_the_checkpoints_own_parameters_are_the_default(parts: Parts) -> None:
 
 
 def test_what_was_asked_for_reaches_the_preparation(parts: Parts) -> None:
-    options = {"model_lib": "lib.so", "cache_dtype": "int8", "ignore_config_fields": ["odd"]}
+    options = {"model_lib": "lib.so", "cache_dtype": "int8", "ignore_config_fields": ["odd"], "without_mtp": True}
     LLM("folder", quantization="q0f32", device="cpu", **options)
-    assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), "int8", ["odd"])
+    assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), "int8", ["odd"], True)
 
 
 def test_without_a_tokenizer_token_ids_still_work(parts: Parts) -> None:

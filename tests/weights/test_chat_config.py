@@ -65,7 +65,7 @@ def test_a_window_over_the_models_is_refused(folder):
 
 
 def test_without_mtp_the_artifacts_model_has_no_mtp_layer(folder):
-    fields = gen_config(Checkpoint.open(folder), "q4f16_1", without_mtp=True)
+    fields = gen_config(Checkpoint.open(folder, without_mtp=True), "q4f16_1")
     assert parse_config(fields["model_config"]).num_nextn_predict_layers == 0
 
 
