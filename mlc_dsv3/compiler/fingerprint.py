@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlc_dsv3._pins import PINS
 from mlc_dsv3.compiler.targets import CompileTarget
+from mlc_dsv3.compiler.tools import tools_version
 from mlc_dsv3.compiler.tuned import tuned_text
 from relax_model.config import ModelConfig
 
@@ -29,7 +30,8 @@ def compiler_version() -> str:
 
 
 def library_key(config: ModelConfig, quantization: str, target: CompileTarget, context_window: int | None) -> str:
-    """SHA-256 (hex) of a library: the model, the quantization, the target with its values, tuning, and the compiler."""
-    tuned = tuned_text(target, quantization)
-    parts = (config.digest(), quantization, repr(target), tuned, str(context_window), compiler_version())
+    """SHA-256 (hex) of a library: the model, the quantization, the target with its values, tuning, the compiler and the
+    programs that it calls."""
+    tuned, tools = tuned_text(target, quantization), tools_version(target)
+    parts = (config.digest(), quantization, repr(target), tuned, str(context_window), compiler_version(), tools)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -61,6 +61,11 @@ def _import_library(folder: Path) -> Path:
     return library
 
 
+def is_zig(command: list[str]) -> bool:
+    """Whether a command of `find_linker` is PyPI's ziglang."""
+    return command[:3] == _zig("cc")[:3]
+
+
 def _has_zig() -> bool:
     return importlib.util.find_spec("ziglang") is not None
 

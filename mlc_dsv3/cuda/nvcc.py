@@ -13,10 +13,13 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
 
+# nvcc calls or includes them, and each package has a version of its own.
+_PARTS = ("nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-cuda-runtime")
 _INSTALL = "pip install 'mlc-dsv3[cuda]', or NVIDIA's CUDA toolkit of version 13"
 
 
@@ -28,6 +31,14 @@ def find_nvcc() -> str:
     if shutil.which("g++") is None:
         raise UserError("nvcc needs a C++ compiler beside it (Debian: apt install g++)")
     return found
+
+
+def version() -> str:
+    """The versions of the compiler, of the C++ compiler that it calls and, where it is PyPI's, of its other parts."""
+    program = find_nvcc()
+    is_pypi = Path(program).is_relative_to(sysconfig.get_path("purelib"))
+    parts = [f"{name} {metadata.version(name)}" for name in _PARTS if is_pypi]
+    return "\n".join((_run([program, "--version"]), _run(["g++", "--version"]), *parts))
 
 
 def find_cuobjdump() -> str:
