@@ -9,6 +9,10 @@ class UserError(Exception):
     """A user's mistake or a broken file; its text is shown as it is, without a traceback."""
 
 
+class NotFiniteError(UserError):
+    """A model's logits are NaN or infinite, so that no token can be chosen; the request can only end."""
+
+
 class ForkError(UserError):
     """A model is used, or is to be loaded, in a process forked from one that had loaded a model."""
 

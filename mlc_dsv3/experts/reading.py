@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.experts.watch import Routed, RouterWatch
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.capacity import Room
@@ -72,6 +73,8 @@ class Reader:
             output = self._model.step(Batch(stretch.tokens, positions, np.zeros(rows, np.int32), table, wanted))
         routed = self._watch.take()
         assert len(routed) == len(self.moe_layers)
+        if want_logits and not np.isfinite(output.logits).all():
+            raise NotFiniteError(f"the model's logits are not finite; {self._model.advice_for_more_range()}")
         return Read(routed, output.logits.copy() if want_logits else None)
 
     def read_all(self, tokens: Sequence[int]) -> Iterator[Read]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.compiler.metadata import Metadata
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import NotFiniteError, UserError
 from mlc_dsv3.runtime.batch import Batch, DraftBatch, StepOutput
 from mlc_dsv3.runtime.capacity import MemoryNeed, memory_need
 from mlc_dsv3.runtime.library import Library
@@ -112,8 +112,23 @@ class CompiledModel:
         """The token of each draw from a step's output, once the step has run; no row has two draws.
 
         A device that can chooses by itself for requests that do not need the logits, so that only ids come back.
-        RuntimeError where logits are not finite.
+        NotFiniteError, with what to try, where logits are not finite.
         """
+        try:
+            return self._sample(output, draws)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; {self.advice_for_more_range()}") from None
+
+    def advice_for_more_range(self) -> str:
+        """What to try where numbers overflow."""
+        cache, quantization = self.metadata.cache_dtype, self.metadata.quantization
+        if cache != "float32":
+            return f'the latent cache is in {cache}, try --cache-dtype float32 (cache_dtype="float32" in Python)'
+        if quantization != "q0f32":
+            return f"the latent cache is in float32 and the weights in {quantization}, try --quantization q0f32"
+        return "the latent cache and the weights are in float32, so check the checkpoint's weights"
+
+    def _sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
         there = [draw for draw in draws if "sample" in self.metadata.functions and not draw.params.needs_logits]
         tokens: dict[int, int] = {}
         if there:

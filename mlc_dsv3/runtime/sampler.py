@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.completion import TokenLogprob
 from mlc_dsv3.runtime.sampling import SamplingParams
 from relax_model.sampling import sampling_words
@@ -121,8 +122,8 @@ def uniform(seed: int, position: int) -> float:
     return (int(np.random.Philox(key=seed, counter=position).random_raw()) >> 11) * 2.0**-53
 
 
-def _not_finite(position: int) -> RuntimeError:
-    return RuntimeError(f"the model's logits at position {position - 1} are not finite")
+def _not_finite(position: int) -> NotFiniteError:
+    return NotFiniteError(f"the model's logits at position {position - 1} are not finite")
 
 
 def _adjusted(logits: np.ndarray, params: SamplingParams, history: TokenHistory | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from fake_model import BLOCK, FakeMetadata, FakeModel, FakeStream, answer, make_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import NotFiniteError, UserError
 from mlc_dsv3.runtime.sampler import TokenHistory, sample
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
@@ -346,7 +346,7 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     engine = make_engine(Broken())
     sound, broken = engine.submit(prompt(3), GREEDY), engine.submit(prompt(9), GREEDY)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="not finite"):
+        with pytest.raises(NotFiniteError, match="not finite"):
             engine.step()
     engine.cancel(broken)
     tokens = [token for _ in range(5) for update in engine.step() for token in update.token_ids]

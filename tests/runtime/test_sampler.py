@@ -8,6 +8,7 @@ from golden.sampling import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.sampler import TokenHistory, sample, token_logprob, uniform
 from mlc_dsv3.runtime.sampling import SamplingParams
 
@@ -157,7 +158,7 @@ def test_the_smallest_temperatures_are_greedy_and_masked_tokens_never_come() -> 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_an_error(broken: float) -> None:
     for temperature in (0, 1):
-        with pytest.raises(RuntimeError, match="not finite"):
+        with pytest.raises(NotFiniteError, match="not finite"):
             sample(np.array([0, broken], np.float32), SamplingParams(temperature=temperature), None, 0, 3)
 
 

@@ -9,6 +9,7 @@ from gpu_harness import run_gpu
 from marks import quick_first
 from on_device import needs_gpu
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.sampler import Draw, uniform
 from mlc_dsv3.runtime.sampling import SamplingParams
 from relax_model.sampling import CHUNK
@@ -143,5 +144,5 @@ def test_logits_that_are_not_finite_give_no_token(options: dict) -> None:
     wanted = draws([SamplingParams(**options)] * 6)
     found = on_device(logits, wanted)
     assert found[:4] == [-1] * 4 and min(found[4:]) >= 0
-    with pytest.raises(RuntimeError, match="logits at position 6 are not finite"):
+    with pytest.raises(NotFiniteError, match="logits at position 6 are not finite"):
         Draw(0, SamplingParams(**options), None, 0, 7).from_device(found[0])

@@ -10,6 +10,7 @@ import pytest
 from golden import checkpoints
 from on_device import needs_vulkan
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.model import CompiledModel
@@ -126,5 +127,5 @@ def test_a_model_gone_wrong_is_an_error(model: CompiledModel) -> None:
     engine.submit(checkpoints.prompt(NAME)[:9].tolist(), SamplingParams(temperature=0))
     engine.step()
     model.fill_caches(lambda shape: np.full(shape, np.nan, np.float32))
-    with pytest.raises(RuntimeError, match="logits at position 9 are not finite"):
+    with pytest.raises(NotFiniteError, match="logits at position 9 are not finite"):
         engine.step()
