@@ -22,8 +22,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=4)
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In every layer rotary keys are multiplied by a power of two and rotary queries divided by it, which changes no bit
-    of the results in float32."""
+    """In every layer rotary keys are multiplied by a power of two and rotary queries divided by it, so that in float32
+    the results keep their bits."""
     config, values = CHECKPOINTS[NAME].config, checkpoints.tensors(NAME)
     heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
     for name in values:
