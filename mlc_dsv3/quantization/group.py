@@ -1,7 +1,7 @@
 """`q4f16_1` and `q8f16_1`: mlc-llm's group quantization, where 32 neighbours in a row share a float16 scale.
 
 scale = float16(max |w| / m) and code = clip(round(w / scale + m), 0, 2m), where m is 7 or 127 and w the weight in
-float16.
+float16. A scale that would underflow is float16's next one up.
 
 `e4m3f32_1`: 128 neighbours share a float32 scale, max |w| / 448, and a code is the 8-bit float nearest to w / scale.
 What a checkpoint has in such codes stays as it is (`keep_e4m3`).
@@ -41,12 +41,24 @@ def _codes(layout: GroupLayout, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     weights = np.zeros((rows, layout.groups(columns), layout.group_size), np.float32)
     weights.reshape(rows, -1)[:, :columns] = values.astype(np.float16)
     largest = np.abs(weights).max(axis=-1)  # (rows, groups)
-    scales = (largest / np.float32(layout.zero)).astype(np.float16)
-    # A scale of zero (a group of zeros, or of values that underflow) stands for zeros whatever the codes are.
+    scales = _scales(layout, largest)
+    # A scale of zero stands for a group of zeros, whatever the codes are.
     divisors = np.where(scales == 0, np.float32(np.inf), scales.astype(np.float32))
     weights /= divisors[..., None]
     codes = _mlc_codes(weights) if layout.bits == 4 else _nearest_codes(weights, layout.zero)
     return codes.reshape(rows, -1), scales
+
+
+def _scales(layout: GroupLayout, largest: np.ndarray) -> np.ndarray:
+    """float16 scales for groups whose largest magnitudes, themselves float16 values, are `largest`."""
+    scales = (largest / np.float32(layout.zero)).astype(np.float16)
+    # Subnormal scales are so coarse that their rounding may clip the largest values, or make zeros of the group. With
+    # 4 bits it is mlc-llm's scale wherever that is not zero; in 8 bits, a format of ours, one that reaches the largest.
+    if layout.bits == 4:
+        short = (scales == 0) & (largest > 0)
+    else:
+        short = largest > scales.astype(np.float32) * np.float32(layout.zero + 0.5)
+    return np.where(short, np.nextafter(scales, np.float16(np.inf)), scales)
 
 
 def _e4m3_codes(layout: GroupLayout, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,11 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
-from mlc_dsv3.quantization import ValueRangeError, keep_e4m3, quantize
+from mlc_dsv3.quantization import ValueRangeError, keep_e4m3, quantize, underflow
 from mlc_dsv3.weights import chat_config
 from mlc_dsv3.weights.checkpoint import Checkpoint
 from mlc_dsv3.weights.files import Progress
+from mlc_dsv3.weights.losses import Losses
 from mlc_dsv3.weights.names import check_tensors, sources
 from mlc_dsv3.weights.plan import SHARD_BYTES, plan
 from mlc_dsv3.weights.writer import Piece, write_artifact
@@ -42,14 +43,16 @@ def convert(
     """Quantize `checkpoint` into the artifact folder `output` and return it.
 
     A `mlc-chat-config.json` that `output` already has (from `gen_config`) is kept. Raises UserError for a checkpoint
-    that is not whole, a full disk, a value beyond the format's range, or another process at work in the same folder.
-    Whatever goes wrong, `output` never looks finished.
+    that is not whole, a full disk, a value beyond the format's range, a tensor that is too small for it, or another
+    process at work in the same folder; warns of groups that became zeros. Whatever goes wrong, `output` never looks
+    finished.
     """
     layout = layout_of(quantization)
+    losses = Losses(layout)
     model = checkpoint.model_config
     check_tensors(checkpoint, model)
     pieces = (
-        Piece(block.row, partial(_store, checkpoint, block, layout))
+        Piece(block.row, partial(_store, checkpoint, block, layout, losses))
         for parameter in parameters(model)
         for block in _blocks(checkpoint, parameter, layout)
     )
@@ -62,6 +65,7 @@ def convert(
         title="Converting weights",
         progress=progress,
     )
+    losses.report()
     return Path(output)
 
 
@@ -99,7 +103,7 @@ def spans(rows: int, parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _store(checkpoint: Checkpoint, block: _Block, layout: Layout) -> dict[str, np.ndarray]:
+def _store(checkpoint: Checkpoint, block: _Block, layout: Layout, losses: Losses) -> dict[str, np.ndarray]:
     """Full name → stored rows. What is no matrix stays float32, and is one row a value or a row."""
     parameter, rows = block.parameter, (block.source, block.start, block.stop)
     try:
@@ -108,7 +112,12 @@ def _store(checkpoint: Checkpoint, block: _Block, layout: Layout) -> dict[str, n
             return {parameter.name: quantize(_EXACT, values.reshape(len(values), -1))["weight"]}
         keeps = isinstance(layout, GroupLayout) and layout.e4m3
         kept = checkpoint.read_e4m3(*rows, layout.group_size) if keeps else None
-        arrays = quantize(layout, checkpoint.read_rows(*rows)) if kept is None else keep_e4m3(layout, *kept)
+        if kept is None:
+            values = checkpoint.read_rows(*rows)
+            arrays = quantize(layout, values)
+            losses.add(block.source, values, underflow(layout, values, arrays), checkpoint.shape(block.source)[0])
+        else:
+            arrays = keep_e4m3(layout, *kept)
         return {f"{parameter.name}.{suffix}": array for suffix, array in arrays.items()}
     except ValueRangeError as error:
         raise UserError(f"tensor {block.source} {error}") from error

@@ -303,3 +303,40 @@ def test_memory_stays_under_the_largest_tensor(tmp_path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000 * 256 * 4 / 2  # the embedding in float32 is 51 MB
+
+
+SMALL = "model.layers.1.mlp.experts.2.up_proj.weight"
+
+
+@pytest.mark.parametrize("quantization", ["q4f16_1", "q4f16_1+vnni16", "q8f16_1", "q8f16_1+vnni16", "q0f16"])
+def test_a_tensor_that_is_too_small_for_float16_is_reported_with_what_keeps_it(tmp_path, monkeypatch, quantization):
+    monkeypatch.setattr("mlc_dsv3.weights.conversion._BLOCK_VALUES", 1000)  # several blocks
+    tensors = random_tensors(DEEPSEEK_V3)
+    tensors[SMALL] *= np.float32(1e-9)
+    folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors)
+    words = f"{SMALL} holds values .* small for .*6e-08: 100% of them would be lost; use q0bf16, e4m3f32_1 or q0f32"
+    with pytest.raises(UserError, match=words):
+        convert_folder(folder, quantization)
+    assert not list((tmp_path / "artifact").iterdir())
+
+
+@pytest.mark.parametrize("quantization", ["q0bf16", "q0f32", "e4m3f32_1"])
+def test_wide_formats_keep_a_tensor_of_any_magnitude(tmp_path, capsys, quantization):
+    tensors = random_tensors(DEEPSEEK_V3)
+    tensors[SMALL] *= np.float32(1e-9)
+    artifact = Artifact.open(convert_folder(write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors), quantization))
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    known = {p.name: p for p in parameters(artifact.model_config)}
+    found = stored_matrix(artifact.map_parameters(), known[name], layout_of(quantization))
+    rows = len(tensors[SMALL])
+    np.testing.assert_allclose(found.reshape(-1, 64)[5 * rows : 6 * rows], tensors[SMALL], rtol=0.1, atol=1e-12)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_groups_that_become_zeros_beside_others_are_counted_in_one_line(tmp_path, capsys):
+    tensors = random_tensors(DEEPSEEK_V3)
+    for name in (SMALL, "lm_head.weight"):
+        tensors[name][3, :32] = 1e-9
+    convert_folder(write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "2 groups of values in " in said and " and 1 more tensors lie below the smallest number of q4f16_1" in said
