@@ -19,6 +19,7 @@ from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.progress import progress
 from mlc_dsv3.weights import Artifact, artifact_name
 from mlc_dsv3.weights.chat_config import artifact_model_config
+from mlc_dsv3.weights.lock import make_once
 from mlc_dsv3.weights.plan import TENSOR_CACHE, plan
 from mlc_dsv3.weights.writer import Piece, write_artifact
 from relax_model.config import ModelConfig, parse_config
@@ -44,7 +45,8 @@ def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Art
     )
     folder = cache_folder() / "bench" / "weights" / hashlib.sha256(contents.encode()).hexdigest()[:20]
     output = folder / artifact_name(name, quantization)
-    if not (output / TENSOR_CACHE).is_file():
+
+    def write() -> None:
         write_artifact(
             output,
             {"model_type": config.model_type, "quantization": quantization, "model_config": fields},
@@ -54,6 +56,8 @@ def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Art
             title="Writing random weights",
             progress=progress,
         )
+
+    make_once(output / TENSOR_CACHE, write, doing="writes the same weights")
     return Artifact.open(output)
 
 

@@ -24,8 +24,7 @@ class Library:
         """Open `path`. UserError: no such file, no library of ours, another format, another kind of machine, a
         processor that lacks features, a GPU that is not there or has no code in it."""
         self.path = Path(path)
-        self.metadata = Metadata.from_fields(read_note(self.path)["metadata"])
-        self._refuse_other_machine()
+        self.metadata = read_metadata(self.path)
         self._refuse_other_gpu()
         self.memory: Memory = HostMemory() if self.metadata.device == "cpu" else memory_of(self.metadata.device)
         self._machine, *others = _open(self.path, self.metadata.device)
@@ -55,17 +54,23 @@ class Library:
                 f"{gpu['capability'] // 10}.{gpu['capability'] % 10}; compile it with --arch {driver.architecture()}"
             )
 
-    def _refuse_other_machine(self) -> None:
-        """UserError where the library is for another system or processor, before anything of it runs."""
-        wanted = self.metadata.host
-        if not any(host.is_this for host in known_hosts() if host.name == wanted):
-            raise UserError(f"{self.path} is compiled for {wanted}, and this machine is {host_arch()}-{host_system()}")
-        lacking = sorted(set(self.metadata.features) - host_features())
-        if lacking:
-            raise UserError(
-                f"{self.path} is compiled for {self.metadata.level}, and this processor lacks {', '.join(lacking)}; "
-                "compile it on this machine"
-            )
+
+def read_metadata(path: Path) -> Metadata:
+    """What a library says of itself, from its note: nothing of it is loaded and no device opened.
+
+    UserError: no such file, no library of ours, another format, another kind of machine, or a processor that lacks
+    features.
+    """
+    metadata = Metadata.from_fields(read_note(path)["metadata"])
+    if not any(host.is_this for host in known_hosts() if host.name == metadata.host):
+        raise UserError(f"{path} is compiled for {metadata.host}, and this machine is {host_arch()}-{host_system()}")
+    lacking = sorted(set(metadata.features) - host_features())
+    if lacking:
+        raise UserError(
+            f"{path} is compiled for {metadata.level}, and this processor lacks {', '.join(lacking)}; compile it on "
+            "this machine"
+        )
+    return metadata
 
 
 def _open(path: Path, device: str) -> list[Any]:

@@ -19,12 +19,14 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.runtime.capacity import Room, memory_need, plan_cache
 from mlc_dsv3.runtime.hub import model_folder, model_name
-from mlc_dsv3.runtime.library import Library
+from mlc_dsv3.runtime.library import read_metadata
 from mlc_dsv3.runtime.memory import memory_of
 from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, gen_config, pack_artifact
 from mlc_dsv3.weights.artifact import refuse_mtp_layers
 from mlc_dsv3.weights.chat_config import FILE_NAME
+from mlc_dsv3.weights.conversion import VERSION
 from mlc_dsv3.weights.identity import artifact_identity, checkpoint_identity
+from mlc_dsv3.weights.lock import make_once
 from mlc_dsv3.weights.plan import TENSOR_CACHE
 from relax_model.config import ModelConfig
 from relax_model.layout import PackedLayout, layout_of
@@ -108,7 +110,7 @@ def _refuse_unless_it_fits(
 def _metadata_of(library: str | Path, quantization: str | None, target: CompileTarget) -> Metadata:
     """A library's metadata; UserError where another quantization than it reads was asked for, or another dtype of its
     cache."""
-    metadata = Library(Path(library)).metadata
+    metadata = read_metadata(Path(library))
     read = metadata.quantization
     if target.chosen_cache not in (None, metadata.cache_dtype):
         raise UserError(
@@ -124,10 +126,9 @@ def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Col
     """The artifact of a checkpoint, converted into the cache once."""
     # How it is sampled and rendered is written beside the weights.
     chat_config = json.dumps(gen_config(checkpoint, quantization), sort_keys=True)
-    identity = f"{checkpoint_identity(checkpoint.path)}\n{sorted(ignore)}\n{quantization}\n{chat_config}"
-    output = _cached_artifact(identity, name, quantization)
-    if not (output / TENSOR_CACHE).is_file():
-        convert(checkpoint, quantization, output)
+    parts = (str(VERSION), checkpoint_identity(checkpoint.path), str(sorted(ignore)), quantization, chat_config)
+    output = _cached_artifact("\n".join(parts), name, quantization)
+    make_once(output / TENSOR_CACHE, lambda: convert(checkpoint, quantization, output), doing="converts this model")
     return Artifact.open(output)
 
 
@@ -141,8 +142,7 @@ def _packed(artifact: Artifact, name: str, quantization: str) -> Artifact:
             f"{artifact.path} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
         )
     output = _cached_artifact(f"{artifact_identity(artifact)}\n{quantization}", name, quantization)
-    if not (output / TENSOR_CACHE).is_file():
-        pack_artifact(artifact, quantization, output)
+    make_once(output / TENSOR_CACHE, lambda: pack_artifact(artifact, quantization, output), doing="packs this model")
     return Artifact.open(output)
 
 
@@ -159,14 +159,15 @@ def cached_library(config: ModelConfig, quantization: str, name: str, target: Co
     """The library of a configuration from the cache, and whether it had to be compiled now."""
     key = library_key(config, quantization, target, None)
     output = cache_folder() / "libraries" / key[:20] / f"{name}-{quantization}-{target.device}.so"
-    if output.is_file():
-        return output, False
-    from mlc_dsv3.compiler import compile_model
 
-    started = time.perf_counter()
-    compile_model(config, quantization, target.device, output, level=target.level, cache_dtype=target.chosen_cache)
-    _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
-    return output, True
+    def compile_now() -> None:
+        from mlc_dsv3.compiler import compile_model
+
+        started = time.perf_counter()
+        compile_model(config, quantization, target.device, output, level=target.level, cache_dtype=target.chosen_cache)
+        _compile_record(output).write_text(f"{time.perf_counter() - started:.3f}")
+
+    return output, make_once(output, compile_now, doing="compiles this model")
 
 
 def compile_seconds(library: Path) -> float | None:

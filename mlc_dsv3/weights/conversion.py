@@ -23,6 +23,8 @@ from mlc_dsv3.weights.writer import Piece, write_artifact
 from relax_model.layout import FloatLayout, GroupLayout, Layout, PackedLayout, layout_of
 from relax_model.parameters import Parameter, parameters
 
+# Raised when a checkpoint becomes other bytes than before, so that what is cached is made again.
+VERSION = 2
 _BLOCK_VALUES = 1 << 18  # float32 values of a block: small enough for the cache, large enough to forget the calls
 _EXACT = FloatLayout("exact", "float32")
 

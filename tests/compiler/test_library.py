@@ -73,6 +73,15 @@ def test_a_library_with_an_mtp_layer_that_the_artifact_lacks_is_refused_by_the_l
         metadata.refuse_unless_for(config, "q0f32", "lib.so")
 
 
+def test_what_a_library_reads_is_known_without_opening_it(tiny, monkeypatch) -> None:
+    from mlc_dsv3.runtime import prepare
+
+    monkeypatch.setattr(library_module, "open_machines", lambda *_: pytest.fail("opened the library"))
+    assert prepare.prepare(tiny.artifact, None, "cpu", tiny.library).artifact.quantization == "q0f32"
+    with pytest.raises(UserError, match="reads q0f32, not q8f16_1"):
+        prepare.prepare(tiny.artifact, "q8f16_1", "cpu", tiny.library)
+
+
 def test_a_library_of_another_format_version_is_refused(tiny) -> None:
     fields = read_note(tiny.library)["metadata"] | {"format_version": FORMAT_VERSION + 1}
     with pytest.raises(UserError, match=f"format version {FORMAT_VERSION + 1}.*compile it again"):
@@ -86,10 +95,8 @@ def test_a_processor_without_the_librarys_features_is_refused_by_their_names(tin
 
 
 def read_metadata_features(tiny) -> tuple[str, ...]:
-    """The features that the library was compiled for, read where they are there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library_module.Library, "_refuse_other_machine", lambda self: None)
-        return Library(tiny.library).metadata.features
+    """The features that the library was compiled for."""
+    return tuple(read_note(tiny.library)["metadata"]["features"])
 
 
 def test_another_architecture_is_refused(tiny, monkeypatch) -> None:

@@ -86,6 +86,13 @@ def test_a_missing_shard_is_named(folder):
         Artifact.open(folder)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../hf/model.safetensors", "a/../../b", 5])
+def test_a_shard_outside_the_folder_is_refused(folder, name):
+    change_json(folder / "tensor-cache.json", lambda fields: fields["records"][1].update(dataPath=name))
+    with pytest.raises(UserError, match=r"tensor-cache.json names the file .*; it must name one inside its folder"):
+        Artifact.open(folder)
+
+
 def test_a_truncated_shard_is_named_with_its_sizes(folder):
     size = (folder / SHARD).stat().st_size
     with (folder / SHARD).open("r+b") as file:
