@@ -1,6 +1,6 @@
 """A checkpoint's config.json as a checked, frozen `ModelConfig`; everything later takes its values as valid.
 
-One dataclass serves the whole family; what differs between model types is a row of defaults in `_FAMILIES`.
+One dataclass serves the whole family; what differs between model types is a row of defaults in `families.py`.
 """
 
 from __future__ import annotations
@@ -12,118 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from relax_model.errors import ConfigError
+from relax_model.families import FAMILIES, MODEL_TYPES
+from relax_model.fields import MOST_TOKENS, Fields, shown
+from relax_model.known_fields import refuse_unknown
 from relax_model.rope_config import RopeConfig, parse_rope
 
-# What a config.json of each model type means when it leaves a field out.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {
-        "scoring_func": "softmax",
-        "topk_method": "greedy",
-        "norm_topk_prob": False,
-        "rope_theta": 1e4,
-        "first_k_dense_replace": 0,
-    },
-    "deepseek_v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "rope_theta": 1e4},
-    "kimi_k2": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "rope_theta": 5e4},
-    "glm4_moe_lite": {
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "norm_topk_prob": True,
-        "rope_theta": 1e6,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "rms_norm_eps": 1e-5,
-    },
-    "joyai_llm_flash": {
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "norm_topk_prob": True,
-        "rope_theta": 3.2e7,
-    },
-    "youtu": {"rope_theta": 1.6e6, "tie_word_embeddings": True, "n_routed_experts": None},
-}
-MODEL_TYPES = tuple(_FAMILIES)
-
-# Fields that training, generation or tooling reads and inference does not.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "aux_loss_alpha",
-        "bos_token_id",
-        "dtype",
-        "embedding_initializer_range",
-        "eos_token_id",
-        "ep_size",
-        "head_dim",
-        "initializer_range",
-        "model_type",
-        "num_key_value_heads",
-        "output_router_logits",
-        "pad_token_id",
-        "pretraining_tp",
-        "qk_head_dim",
-        "quantization_config",
-        "seq_aux",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-        "_name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "routed_scaling_learnable",
-        "num_experts",
-    }
-)
-_FIELDS = frozenset(
-    {
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-        "n_routed_experts",
-        "num_local_experts",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "first_k_dense_replace",
-        "moe_layer_freq",
-        "mlp_layer_types",
-        "scoring_func",
-        "topk_method",
-        "n_group",
-        "topk_group",
-        "norm_topk_prob",
-        "routed_scaling_factor",
-        "rms_norm_eps",
-        "hidden_act",
-        "attention_bias",
-        "mlp_bias",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "rope_interleave",
-        "partial_rotary_factor",
-        "max_position_embeddings",
-        "tie_word_embeddings",
-        "num_nextn_predict_layers",
-        "num_mtp_layers",
-    }
-)
+# More than any model has, and little enough that a damaged number ends in an error before it takes hours or memory.
+_MOST_LAYERS, _MOST_EXPERTS, _MOST_WIDTH = 1024, 1 << 14, 1 << 20
+_EXPERT_SPELLINGS = ("n_routed_experts", "num_local_experts", "num_experts")
+_MTP_SPELLINGS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 @dataclass(frozen=True)
@@ -214,115 +111,88 @@ class ModelConfig:
 def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> ModelConfig:
     """Check a config.json of the family and return it as a ModelConfig.
 
-    `ignore` names fields to pass over although they are not understood.
-    Raises ConfigError, in one line, for whatever is unknown, missing, out of range or contradictory.
+    `ignore` names fields to go on without. Raises ConfigError, in one line, for whatever is unknown, missing, out of
+    range or contradictory.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        raise ConfigError(f"model_type is {model_type!r}; known: {', '.join(MODEL_TYPES)}")
-    unknown = sorted(set(config) - _FIELDS - _WITHOUT_EFFECT - set(ignore))
-    if unknown:
-        raise ConfigError(
-            f"config field {unknown[0]!r} ({config[unknown[0]]!r}) is not understood and may change the results; "
-            f"--ignore-config-field {unknown[0]} goes on without it"
-        )
-    read = _Reader({**_FAMILIES[model_type], **{k: v for k, v in config.items() if v is not None}}, config)
-    return _build(model_type, read)
+    given = {name: value for name, value in config.items() if name not in ignore}
+    model_type = Fields({"model_type": None, **given}).choice("model_type", MODEL_TYPES)
+    read = Fields({**FAMILIES[model_type], **given})
+    # First what no other change of the file could mend.
+    read.choice("attention_bias", (False,))
+    read.choice("mlp_bias", (False,))
+    read.choice("hidden_act", ("silu",))
+    refuse_unknown(given)
+    return _build(model_type, read, Fields(given))
 
 
-class _Reader:
-    """Typed look-ups that name the field in their errors; null counts as absent, and `raw` still tells them apart."""
-
-    def __init__(self, fields: dict[str, Any], raw: dict[str, Any]) -> None:
-        self.fields, self.raw = fields, raw
-
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        value = self.fields.get(name, default)
-        if value is None:
-            raise ConfigError(f"config field {name!r} is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
-            raise ConfigError(f"config field {name!r} is {value!r}; it must be a whole number of at least {least}")
-        return int(value)
-
-    def number(self, name: str, default: float) -> float:
-        value = self.fields.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigError(f"config field {name!r} is {value!r}; it must be a number over 0")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.fields.get(name, default)
-        if not isinstance(value, bool):
-            raise ConfigError(f"config field {name!r} is {value!r}; it must be true or false")
-        return value
-
-    def choice(self, name: str, known: tuple[Any, ...], default: Any) -> Any:
-        value = self.fields.get(name, default)
-        if value not in known:
-            raise ConfigError(f"config field {name!r} is {value!r}; known: {', '.join(map(repr, known))}")
-        return value
-
-
-def _build(model_type: str, read: _Reader) -> ModelConfig:
-    read.choice("hidden_act", ("silu",), "silu")
-    read.choice("attention_bias", (False,), False)
-    read.choice("mlp_bias", (False,), False)
-    layers = read.integer("num_hidden_layers")
-    mtp_spelling = "num_mtp_layers" if "num_mtp_layers" in read.fields else "num_nextn_predict_layers"
-    mtp_layers = read.integer(mtp_spelling, 0, least=0)
-    rope_dim = read.integer("qk_rope_head_dim")
+def _build(model_type: str, read: Fields, given: Fields) -> ModelConfig:
+    layers = read.integer("num_hidden_layers", least=1, most=_MOST_LAYERS)
+    mtp_layers = read.integer(_spelling(read, given, _MTP_SPELLINGS), None, most=16) or 0
+    nope_dim = _width(read, "qk_nope_head_dim")
+    rope_dim = _width(read, "qk_rope_head_dim")
     if rope_dim % 2:
-        raise ConfigError(f"config field 'qk_rope_head_dim' is {rope_dim}; rotary channels come in pairs")
-    if "q_lora_rank" not in read.raw:
-        raise ConfigError("config field 'q_lora_rank' is missing; null says that there is no such projection")
-    router = _router(read)
-    moe_layers = _moe_layers(read, layers, mtp_layers) if router else (False,) * (layers + mtp_layers)
+        raise ConfigError(f"qk_rope_head_dim is {rope_dim}; rotary channels come in pairs")
+    _check_derived(read, "head_dim", rope_dim, "qk_rope_head_dim")
+    _check_derived(read, "qk_head_dim", nope_dim + rope_dim, "qk_nope_head_dim + qk_rope_head_dim")
+    router = _router(read, given)
+    moe_layers = _moe_layers(read, given, layers, mtp_layers) if router else (False,) * (layers + mtp_layers)
     return ModelConfig(
         model_type=model_type,
-        vocab_size=read.integer("vocab_size"),
-        hidden_size=read.integer("hidden_size"),
-        intermediate_size=read.integer("intermediate_size"),
-        moe_intermediate_size=read.integer("moe_intermediate_size") if router else 0,
+        vocab_size=read.integer("vocab_size", least=1, most=1 << 24),
+        hidden_size=_width(read, "hidden_size"),
+        intermediate_size=_width(read, "intermediate_size"),
+        moe_intermediate_size=_width(read, "moe_intermediate_size") if router else 0,
         num_hidden_layers=layers,
-        num_attention_heads=read.integer("num_attention_heads"),
-        q_lora_rank=read.integer("q_lora_rank") if read.fields.get("q_lora_rank") is not None else None,
-        kv_lora_rank=read.integer("kv_lora_rank"),
-        qk_nope_head_dim=read.integer("qk_nope_head_dim"),
+        num_attention_heads=read.integer("num_attention_heads", least=1, most=1 << 14),
+        q_lora_rank=read.integer("q_lora_rank", None, least=1, most=_MOST_WIDTH),
+        kv_lora_rank=_width(read, "kv_lora_rank"),
+        qk_nope_head_dim=nope_dim,
         qk_rope_head_dim=rope_dim,
-        v_head_dim=read.integer("v_head_dim"),
-        n_shared_experts=read.integer("n_shared_experts", 0, least=0) if router else 0,
+        v_head_dim=_width(read, "v_head_dim"),
+        n_shared_experts=(read.integer("n_shared_experts", None, most=_MOST_EXPERTS) or 0) if router else 0,
         router=router,
         moe_layers=moe_layers,
-        rms_norm_eps=_epsilon(read),
-        rope=parse_rope(
-            read.raw,
-            rope_dim,
-            read.flag("rope_interleave", True),
-            read.fields["rope_theta"],
-        ),
-        max_position_embeddings=read.integer("max_position_embeddings"),
-        tie_word_embeddings=read.flag("tie_word_embeddings", False),
+        rms_norm_eps=read.number("rms_norm_eps", over=0, most=0.5),
+        rope=parse_rope(read, given, rope_dim, read.flag("rope_interleave")),
+        max_position_embeddings=read.integer("max_position_embeddings", least=1, most=MOST_TOKENS),
+        tie_word_embeddings=read.flag("tie_word_embeddings"),
         num_nextn_predict_layers=mtp_layers,
     )
 
 
-def _epsilon(read: _Reader) -> float:
-    value = read.number("rms_norm_eps", 1e-6)
-    if value >= 1:
-        raise ConfigError(f"config field 'rms_norm_eps' is {value!r}; it must lie between 0 and 1")
-    return value
+def _width(read: Fields, name: str) -> int:
+    return read.integer(name, least=1, most=_MOST_WIDTH)
 
 
-def _router(read: _Reader) -> RouterConfig | None:
-    spelling = "num_local_experts" if "num_local_experts" in read.fields else "n_routed_experts"
-    if not read.fields.get(spelling):
+def _spelling(read: Fields, given: Fields, names: tuple[str, ...]) -> str:
+    """Which of several names of one field config.json has; ConfigError where two of them say different things."""
+    there = [name for name in names if given.values.get(name) is not None]
+    for name in there[1:]:
+        if given.values[name] != given.values[there[0]]:
+            raise ConfigError(
+                f"{there[0]} is {shown(given.values[there[0]])} and {name}, another name of the same field, is "
+                f"{shown(given.values[name])}; remove the wrong one"
+            )
+    return there[0] if there else names[0]
+
+
+def _check_derived(read: Fields, name: str, expected: int, made_of: str) -> None:
+    if read.integer(name, None) not in (None, expected):
+        raise ConfigError(
+            f"{name} is {shown(read.values[name])} and {made_of} is {expected}, which must be the same; "
+            f"correct one, or go on without the first: --ignore-config-field {name}"
+        )
+
+
+def _router(read: Fields, given: Fields) -> RouterConfig | None:
+    experts = read.integer(_spelling(read, given, _EXPERT_SPELLINGS), None, most=_MOST_EXPERTS)
+    if not experts:
         return None
-    experts = read.integer(spelling)
-    chosen = read.integer("num_experts_per_tok")
-    method = read.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), None)
+    chosen = read.integer("num_experts_per_tok", least=1, most=_MOST_EXPERTS)
+    method = read.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"))
     grouped = method != "greedy"
-    groups = read.integer("n_group") if grouped else 1
-    chosen_groups = read.integer("topk_group") if grouped else 1
+    groups = read.integer("n_group", least=1, most=_MOST_EXPERTS) if grouped else 1
+    chosen_groups = read.integer("topk_group", least=1, most=_MOST_EXPERTS) if grouped else 1
     if experts % groups:
         raise ConfigError(f"n_routed_experts ({experts}) is not a multiple of n_group ({groups})")
     if chosen_groups > groups:
@@ -337,25 +207,30 @@ def _router(read: _Reader) -> RouterConfig | None:
     return RouterConfig(
         n_routed_experts=experts,
         num_experts_per_tok=chosen,
-        scoring_func=read.choice("scoring_func", ("softmax", "sigmoid"), None),
+        scoring_func=read.choice("scoring_func", ("softmax", "sigmoid")),
         topk_method=method,
         n_group=groups,
         topk_group=chosen_groups,
-        norm_topk_prob=read.flag("norm_topk_prob", False),
-        routed_scaling_factor=read.number("routed_scaling_factor", 1.0),
+        norm_topk_prob=read.flag("norm_topk_prob"),
+        routed_scaling_factor=read.number("routed_scaling_factor", over=0, most=1e4),
     )
 
 
-def _moe_layers(read: _Reader, layers: int, mtp_layers: int) -> tuple[bool, ...]:
-    kinds = read.fields.get("mlp_layer_types")
+def _moe_layers(read: Fields, given: Fields, layers: int, mtp_layers: int) -> tuple[bool, ...]:
+    counted = {"first_k_dense_replace", "moe_layer_freq"} & given.values.keys()
+    kinds = read.array("mlp_layer_types", None)
+    first = read.integer("first_k_dense_replace", most=_MOST_LAYERS)
+    every = read.integer("moe_layer_freq", least=1, most=_MOST_LAYERS)
+    sparse = tuple(layer >= first and layer % every == 0 for layer in range(layers))
     if kinds is not None:
-        if (
-            not isinstance(kinds, list)
-            or len(kinds) != layers
-            or any(kind not in ("dense", "sparse") for kind in kinds)
-        ):
-            raise ConfigError(f"mlp_layer_types must name 'dense' or 'sparse' for each of {layers} layers")
-        return tuple(kind == "sparse" for kind in kinds) + (True,) * mtp_layers
-    first = read.integer("first_k_dense_replace", least=0)
-    every = read.integer("moe_layer_freq", 1)
-    return tuple(layer >= first and layer % every == 0 for layer in range(layers)) + (True,) * mtp_layers
+        if len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
+            raise ConfigError(
+                f"mlp_layer_types is {shown(kinds)}; it must name 'dense' or 'sparse' for each of {layers} layers"
+            )
+        listed = tuple(kind == "sparse" for kind in kinds)
+        if counted and listed != sparse:
+            raise ConfigError(
+                f"mlp_layer_types and {' and '.join(sorted(counted))} make different layers dense; remove the wrong one"
+            )
+        sparse = listed
+    return sparse + (True,) * mtp_layers

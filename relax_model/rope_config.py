@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from relax_model.errors import ConfigError
+from relax_model.fields import MOST_TOKENS, Fields, shown
 
-_YARN_FIELDS = {
+_YARN_FIELDS = (
     "factor",
     "original_max_position_embeddings",
     "beta_fast",
@@ -19,8 +19,8 @@ _YARN_FIELDS = {
     "mscale_all_dim",
     "attention_factor",
     "truncate",
-}
-_COMMON_FIELDS = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
+)
+_COMMON_FIELDS = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RopeConfig:
         if yarn.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, self.dim - 1)
-        ramp = np.clip((np.arange(self.dim // 2) - low) / max(high - low, 0.001), 0, 1)
+        ramp = np.clip((np.arange(self.dim // 2) - low) / (high - low or 0.001), 0, 1)
         return plain / yarn.factor * ramp + plain * (1 - ramp)
 
     @property
@@ -88,62 +88,79 @@ def _mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def parse_rope(config: dict[str, Any], dim: int, interleaved: bool, default_theta: float) -> RopeConfig:
-    """Read `rope_parameters`, or `rope_theta` with `rope_scaling`, from a config.json.
+def parse_rope(read: Fields, given: Fields, dim: int, interleaved: bool) -> RopeConfig:
+    """The rotary embedding that a config.json asks for, in the reading of transformers (5.24).
 
-    Raises ConfigError for a kind of RoPE other than plain and YaRN, and for a field that neither has.
+    `rope_scaling` wins over `rope_parameters`, `rope_type` over `type`, and a `rope_theta` inside over the one beside
+    them; `given` are config.json's own fields and `read` the same with the family's defaults. Raises ConfigError where
+    the place that loses says something else, for a kind of RoPE other than plain and YaRN, and for unknown fields.
     """
-    spelled = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    fields = config.get(spelled) or {}
-    if not isinstance(fields, dict):
-        raise ConfigError(f"config field {spelled!r} is {fields!r}; it must be an object or null")
-    kind = fields.get("rope_type") or fields.get("type") or "default"
-    theta = _number("rope_theta", fields.get("rope_theta") or config.get("rope_theta") or default_theta, over=1)
-    for place in (fields, config):
-        if place.get("partial_rotary_factor", 1) not in (1, None):
-            raise ConfigError(f"partial_rotary_factor is {place['partial_rotary_factor']}; only 1 is supported")
-    if kind == "default":
-        _refuse_unknown(fields, _COMMON_FIELDS, spelled)
-        return RopeConfig(dim, theta, interleaved, None)
-    if kind != "yarn":
-        raise ConfigError(f"{spelled}.rope_type is {kind!r}; known: 'default', 'yarn'")
-    _refuse_unknown(fields, _COMMON_FIELDS | _YARN_FIELDS, spelled)
-    return RopeConfig(dim, theta, interleaved, _yarn(fields, config, spelled))
+    scaling, parameters = (given.values.get(name) for name in ("rope_scaling", "rope_parameters"))
+    spelled = "rope_scaling" if scaling else "rope_parameters"
+    fields = Fields.of(scaling or parameters or {}, spelled)
+    rope = _parse_spelling(fields, read, dim, interleaved)
+    if scaling and parameters:
+        _refuse_contradiction(rope, Fields.of(parameters, "rope_parameters"), read)
+    outer, inner = given.values.get("rope_theta"), fields.values.get("rope_theta")
+    if outer != inner and None not in (outer, inner):
+        raise ConfigError(
+            f"rope_theta is {shown(outer)} and {spelled}.rope_theta is {shown(inner)}; remove the wrong one"
+        )
+    return rope
 
 
-def _yarn(fields: dict[str, Any], config: dict[str, Any], spelled: str) -> YarnConfig:
-    def number(name: str, default: float, over: float = 0) -> float:
-        return _number(f"{spelled}.{name}", fields.get(name) or default, over)
+def _parse_spelling(fields: Fields, read: Fields, dim: int, interleaved: bool) -> RopeConfig:
+    types = [fields.choice(name, ("default", "yarn")) for name in ("rope_type", "type") if name in fields]
+    if len(set(types)) > 1:
+        raise ConfigError(
+            f"{fields.where}rope_type is {types[0]!r} and {fields.where}type {types[1]!r}; remove the wrong one"
+        )
+    is_yarn = types[:1] == ["yarn"]
+    known = _COMMON_FIELDS + _YARN_FIELDS if is_yarn else _COMMON_FIELDS
+    if unknown := sorted(set(fields.values) - set(known)):
+        raise ConfigError(
+            f"{fields.where}{unknown[0]} is not understood beside rope_type {'yarn' if is_yarn else 'default'!r}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    for place in (fields, read):
+        if place.number("partial_rotary_factor", None, most=1) not in (1, None):
+            raise ConfigError(
+                f"{place.where}partial_rotary_factor is below 1; rotating a part of a head is not supported"
+            )
+    theta = (fields if "rope_theta" in fields else read).number("rope_theta", over=1, most=1e15)
+    return RopeConfig(dim, theta, interleaved, _yarn(fields, read) if is_yarn else None)
 
+
+def _yarn(fields: Fields, read: Fields) -> YarnConfig:
+    longest = read.integer("max_position_embeddings", least=1, most=MOST_TOKENS)
+    original = fields.integer("original_max_position_embeddings", longest, least=1, most=MOST_TOKENS)
     if "factor" not in fields:
-        raise ConfigError(f"{spelled}.factor is missing; YaRN needs it")
-    longest = config.get("max_position_embeddings") or 0
-    original = number("original_max_position_embeddings", longest)
-    # A factor of null means the ratio of the two lengths.
-    factor = number("factor", longest / original)
-    if factor < 1:
-        raise ConfigError(f"{spelled}.factor is {factor}; it must be at least 1")
-    attention_factor = fields.get("attention_factor")
+        raise ConfigError(f"{fields.where}factor is missing; YaRN needs it")
+    # null means the ratio of the two lengths; null and 0 mean the default of beta_fast and beta_slow, and of the
+    # mscales that they are not used.
+    factor = fields.number("factor", None, least=1, most=1e6)
+    if factor is None and longest < original:
+        raise ConfigError(f"{fields.where}factor is null, and max_position_embeddings is below the original one")
     return YarnConfig(
-        factor=factor,
-        original_max_position_embeddings=int(original),
-        beta_fast=number("beta_fast", 32),
-        beta_slow=number("beta_slow", 1),
-        # Absent or 0 means the same: this mscale is not used.
-        mscale=number("mscale", 0, over=-1),
-        mscale_all_dim=number("mscale_all_dim", 0, over=-1),
-        attention_factor=None if attention_factor is None else number("attention_factor", 0),
-        truncate=fields.get("truncate", True) is not False,
+        factor=longest / original if factor is None else factor,
+        original_max_position_embeddings=original,
+        beta_fast=fields.number("beta_fast", None, least=0, most=1e6) or 32.0,
+        beta_slow=fields.number("beta_slow", None, least=0, most=1e6) or 1.0,
+        mscale=fields.number("mscale", None, least=0, most=1e3) or 0.0,
+        mscale_all_dim=fields.number("mscale_all_dim", None, least=0, most=1e3) or 0.0,
+        attention_factor=fields.number("attention_factor", None, over=0, most=1e3),
+        truncate=fields.flag("truncate", True),
     )
 
 
-def _number(name: str, value: Any, over: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > over:
-        raise ConfigError(f"{name} is {value!r}; it must be a number over {over:g}")
-    return float(value)
-
-
-def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ConfigError(f"{where}.{unknown[0]} is not understood; known: {', '.join(sorted(known))}")
+def _refuse_contradiction(rope: RopeConfig, unread: Fields, read: Fields) -> None:
+    """ConfigError where `rope_parameters`, which nobody reads beside `rope_scaling`, asks for another embedding."""
+    other = _parse_spelling(unread, read, rope.dim, rope.interleaved)
+    # Plain parameters beside a scaling are what remains where someone adds the scaling to extend the context.
+    other_theta = "rope_theta" in unread and other.theta != rope.theta
+    if other_theta or other.yarn not in (None, rope.yarn):
+        what = "rope_theta" if other_theta else "YaRN"
+        raise ConfigError(
+            f"rope_scaling and rope_parameters disagree on {what}; transformers reads rope_scaling: remove "
+            "rope_parameters, or state the same in both"
+        )

@@ -65,13 +65,14 @@ def required_quantization(name: str | None, device: str | None = None) -> str:
 
 
 def add_ignore_config_field(parser: argparse.ArgumentParser) -> None:
-    """--ignore-config-field, which may be repeated."""
+    """--ignore-config-field, which takes one name or several with commas between them, and may be repeated."""
     parser.add_argument(
         "--ignore-config-field",
-        action="append",
+        action="extend",
+        type=lambda text: [name for name in text.split(",") if name],
         default=[],
-        metavar="NAME",
-        help="go on although config.json has this field, which is not understood (may be repeated)",
+        metavar="NAME[,NAME]",
+        help="go on without these fields of config.json, such as those that are not understood",
     )
 
 

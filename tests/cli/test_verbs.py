@@ -117,8 +117,8 @@ def test_an_unknown_level_lists_the_known_ones(artifact: Path, complaint: Callab
 
 
 def test_ignored_fields_reach_the_configuration(checkpoint: Path, tmp_path: Path, compiled: list) -> None:
-    folder = edited_config(checkpoint, tmp_path, novelty=1, second_novelty=2)
-    ignored = ["--ignore-config-field", "novelty", "--ignore-config-field", "second_novelty"]
+    folder = edited_config(checkpoint, tmp_path, novelty=1, second_novelty=2, third_novelty=3)
+    ignored = ["--ignore-config-field", "novelty,second_novelty", "--ignore-config-field", "third_novelty"]
     assert main(["compile", str(folder), "--quantization", "q0f32", *ignored]) == 0
     assert len(compiled) == 1
 
