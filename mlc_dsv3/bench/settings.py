@@ -97,11 +97,12 @@ class BenchSettings:
         need = memory_need(
             config,
             quantization,
+            device=self.target.device,
+            attention_tile=dict(self.target.tuned),
             cache_dtype=self.target.cache_dtype(quantization),
             page_size=self.target.default("page_size"),
             max_rows=self.target.default("max_rows"),
             max_batch=max(self.batches),
-            mapped=self.target.device == "cpu",
         )
         caches, memory = max(self.batches) * need.cache(self.longest), memory_of(self.target.device).available()
         placed = need.weights if weights and not need.mapped else 0

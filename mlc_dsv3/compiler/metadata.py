@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+# The operators of absorbed attention, on the CPU and on GPUs.
+_ABSORBED = ("absorbed_attention", "absorbed_values")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Metadata:
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]  # (name, shape, dtype)
     architectures: tuple[str, ...]  # CUDA's that there is code for
     tuned: tuple[str, ...]  # kernels with a tile from a tuning record
+    attention_tile: tuple[tuple[str, int], ...]  # of absorbed attention, which decides how much memory a step takes
 
     def to_json(self) -> str:
         """The text that `_metadata()` returns."""
@@ -60,7 +63,8 @@ class Metadata:
             )
         parameters = tuple((name, tuple(shape), dtype) for name, shape, dtype in fields["parameters"])
         lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return Metadata(**{**fields, **lists, "parameters": parameters})
+        tile = tuple((name, value) for name, value in fields["attention_tile"])
+        return Metadata(**{**fields, **lists, "parameters": parameters, "attention_tile": tile})
 
     def refuse_unless_for(self, config: ModelConfig, quantization: str, library: str) -> None:
         """UserError, by the name of the first field that differs, unless the library fits this model's artifact."""
@@ -114,4 +118,10 @@ def describe(
         parameters=tuple((name, spec.shape, spec.dtype) for name, spec in arrays),
         architectures=target.architectures,
         tuned=tuple(sorted(tuned)),
+        attention_tile=tuple((dict(target.tuned) | _absorbed(options, tuned)).items()),
     )
+
+
+def _absorbed(options: BuildOptions, tuned: Collection[str]) -> Mapping[str, int]:
+    """The fields of absorbed attention's tile that are from a record."""
+    return next((options.tuned[key] for key in tuned if key.split()[0] in _ABSORBED), {})

@@ -7,14 +7,15 @@ compiled. `LLM` plans twice: before that, to refuse what cannot fit, and once th
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.available import gib
 from mlc_dsv3.runtime.speculation import MOST_DRAFTS
 from relax_model.config import ModelConfig
+from relax_model.kernels.attention.scratch import absorbed_scratch, expanded_scratch
 from relax_model.layout import cached_token_bytes, layout_of
 from relax_model.parameters import parameters
 
@@ -76,21 +77,35 @@ def memory_need(
     config: ModelConfig,
     quantization: str,
     *,
+    device: str,
+    attention_tile: Mapping[str, Any],
     cache_dtype: str,
     page_size: int,
     max_rows: int,
     max_batch: int,
-    mapped: bool,
 ) -> MemoryNeed:
-    """What `config` needs in a quantization (layout included), for steps of up to `max_rows` rows."""
+    """What `config` needs in a quantization (layout included), for steps of up to `max_rows` rows. `attention_tile` has
+    the tuned fields that attention's kernels are built with."""
+    family = "cpu" if device == "cpu" else "gpu"
+
+    def working(window: int) -> int:
+        pages = -(-window // page_size)
+        # The tables of CUDA's graphs have a power of two of columns, and kernels reserve for all of them.
+        tokens = page_size * (1 << (pages - 1).bit_length() if device == "cuda" else pages)
+        return (
+            working_bytes(config, max_rows, max_batch)
+            + absorbed_scratch(config, family, attention_tile, tokens)
+            + expanded_scratch(config, family, attention_tile, cache_dtype, tokens)
+        )
+
     token = config.num_cached_layers * cached_token_bytes(cache_dtype, config.kv_lora_rank, config.qk_rope_head_dim)
     return MemoryNeed(
         weights=weight_bytes(config, quantization),
-        mapped=mapped,
+        mapped=device == "cpu",
         page=token * page_size,
         page_size=page_size,
         cache_dtype=cache_dtype,
-        working=partial(working_bytes, config, max_rows, max_batch),
+        working=working,
     )
 
 
@@ -100,9 +115,9 @@ def weight_bytes(config: ModelConfig, quantization: str) -> int:
     return sum(spec.nbytes for parameter in parameters(config) for spec in parameter.buffers(layout).values())
 
 
-def working_bytes(config: ModelConfig, max_rows: int, max_batch: int, context_window: int) -> int:
+def working_bytes(config: ModelConfig, max_rows: int, max_batch: int) -> int:
     """Bytes of a step's activations and logits, at most: of a layer in absorbed attention, of its experts, and of the
-    vocabulary for each token and draft that is chosen."""
+    vocabulary for each token and draft that is chosen. The attention kernels' own memory comes on top."""
     heads = config.num_attention_heads * (
         2 * config.kv_lora_rank + config.qk_head_dim + config.qk_rope_head_dim + config.v_head_dim
     )

@@ -75,17 +75,18 @@ class CompiledModel:
 
     def memory_need(self, max_batch: int) -> MemoryNeed:
         """What steps of up to `max_batch` sequences need of that; on the CPU, where weights are mapped, with these."""
-        metadata, mapped = self.metadata, self.metadata.device == "cpu"
+        metadata = self.metadata
         need = memory_need(
             self.config,
             metadata.quantization,
+            device=metadata.device,
+            attention_tile=dict(metadata.attention_tile),
             cache_dtype=metadata.cache_dtype,
             page_size=metadata.page_size,
             max_rows=metadata.max_rows,
             max_batch=max_batch,
-            mapped=mapped,
         )
-        return need if mapped else replace(need, weights=0)
+        return need if need.mapped else replace(need, weights=0)
 
     def fill_caches(self, values: Callable[[tuple[int, ...]], np.ndarray]) -> None:
         """Write `values(shape)` into each cache, as what is measured and not computed."""

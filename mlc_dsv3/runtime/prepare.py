@@ -97,11 +97,12 @@ def _refuse_unless_it_fits(
     need = memory_need(
         config,
         quantization,
+        device=device,
+        attention_tile=dict(library.attention_tile if library else target.tuned),
         cache_dtype=library.cache_dtype if library else target.cache_dtype(quantization),
         page_size=library.page_size if library else target.default("page_size"),
         max_rows=max_rows,
         max_batch=max_batch,
-        mapped=device == "cpu",
     )
     longest = library.context_window if library else config.max_position_embeddings
     plan_cache(room, need, memory_of(device).available(), longest=longest, max_batch=max_batch)

@@ -17,6 +17,7 @@ NEED = MemoryNeed(0, True, page=1000, page_size=16, cache_dtype="float16", worki
 ON_GPU = replace(NEED, mapped=False)
 LIMITS = {"longest": 100, "max_batch": 4}
 GIB = 2**30
+CPU, GPU = {"lanes": 16, "split": 240}, {"few": 8, "split": 128, "scratch": 1 << 28}
 GLM = Path(__file__).parents[1] / "shapes" / "glm_4_7_flash.json"
 
 
@@ -88,15 +89,16 @@ def test_mapped_weights_need_not_all_stay_in_memory() -> None:
         plan_cache(Room(context_window=100), need, 6_999, **LIMITS)
 
 
-def glm(mapped: bool, cache_dtype: str, max_batch: int = 32) -> MemoryNeed:
+def glm(mapped: bool, cache_dtype: str, max_batch: int = 32, device: str = "vulkan") -> MemoryNeed:
     return memory_need(
         parse_config(json.loads(GLM.read_text())),
         "q4f16_1+vnni16" if mapped else "q4f16_1",
+        device="cpu" if mapped else device,
+        attention_tile=CPU if mapped else GPU,
         cache_dtype=cache_dtype,
         page_size=16,
         max_rows=512,
         max_batch=max_batch,
-        mapped=mapped,
     )
 
 
@@ -111,6 +113,18 @@ def test_the_whole_window_of_glm_4_7_flash_starts_in_24_gib(mapped: bool) -> Non
     assert plan_cache(Room(), need, 23 * GIB, longest=202_752, max_batch=32) == plan
     with pytest.raises(UserError):
         plan_cache(Room(), need, GIB // 16, longest=202_752, max_batch=32)
+
+
+def test_a_longer_window_leaves_less_for_the_cache_by_what_attention_takes() -> None:
+    """Parts of 15 rows by 240 tokens by 20 heads in two vectors of 16 lanes, each a float32 latent of 512; and codes."""
+    need = glm(True, "int8")
+    parts, codes = 4 * 15 * 845 * 32 * (512 + 4), 202_752 * 16 * (32 + 8)
+    assert need.working(202_752) - need.working(2) == pytest.approx(parts + codes, rel=0.01)
+
+
+def test_what_a_cuda_graph_is_for_is_reserved_in_powers_of_two() -> None:
+    needs = {device: glm(False, "int8", device=device).working for device in ("cuda", "vulkan")}
+    assert needs["cuda"](16 * 1025) == needs["vulkan"](16 * 2048) == needs["cuda"](16 * 2048)
 
 
 def test_a_float16_cache_of_glm_4_7_flash_gets_what_fits_in_24_gib() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from mlc_dsv3 import LLM, SamplingParams
 from mlc_dsv3.cli.main import main
+from mlc_dsv3.compiler import resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.capacity import MemoryNeed, memory_need
 from mlc_dsv3.weights import Checkpoint
@@ -19,7 +20,8 @@ def need() -> MemoryNeed:
     from mlc_dsv3.demo import checkpoint_path
 
     config, sizes = Checkpoint.open(checkpoint_path()).model_config, {"page_size": 16, "max_rows": 512, "max_batch": 32}
-    return memory_need(config, "q4f16_1+vnni16", cache_dtype="int8", mapped=True, **sizes)
+    tile = dict(resolve_target("cpu").tuned)
+    return memory_need(config, "q4f16_1+vnni16", device="cpu", attention_tile=tile, cache_dtype="int8", **sizes)
 
 
 @pytest.fixture
