@@ -118,9 +118,9 @@ def _load(parsed: argparse.Namespace) -> LLM:
 
 
 def _model_name(parsed: argparse.Namespace) -> str:
-    from mlc_dsv3.runtime.hub import model_name
+    from mlc_dsv3.runtime.hub import model_title
 
-    return "demo" if parsed.model is None else model_name(parsed.model)
+    return "demo" if parsed.model is None else model_title(parsed.model)
 
 
 def _header(parsed: argparse.Namespace, about: dict[str, str]) -> list[str]:

@@ -24,33 +24,60 @@ PATTERNS = (
 )
 
 
+_REPOSITORY = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/tree/(?P<revision>[^/]+))?/?"
+)
+
+
 def model_folder(model: str | Path) -> Path:
-    """The local folder of `model`, downloaded first where it is the name of a repository.
+    """The local folder of `model`, downloaded first where it is the name or the address of a repository.
 
     Raises UserError where it is neither, or cannot be had.
     """
     path = Path(model).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(model)):
+    found = _REPOSITORY.fullmatch(str(model))
+    if found is None:
         raise UserError(f"{model} does not exist (a folder, or a name on the Hugging Face Hub as org/name)")
-    return _download(str(model))
+    return _download(found["name"], found["revision"])
+
+
+def model_title(model: str | Path) -> str:
+    """What a model is called to its user: `org/name` for what comes from the Hub, else as `model_name`."""
+    return _repository(model) or model_name(model)
 
 
 def model_name(model: str | Path) -> str:
-    """What a model goes by: the last part of its folder's or repository's name, without an artifact's endings."""
+    """What a model's files are called after: the last part of its folder's or repository's name, without an artifact's
+    endings."""
     path = Path(model).expanduser()
-    name = path.resolve().name if path.exists() else path.name
+    name = Path(_repository(model) or (path.resolve() if path.exists() else path)).name
     return name.removesuffix("-MLC").rpartition("-")[0] if name.endswith("-MLC") and "-" in name[:-4] else name
 
 
-def _download(repository: str) -> Path:
+def _repository(model: str | Path) -> str | None:
+    """The repository that `model` names, or whose snapshot it is in the Hub's cache
+    (`models--org--name/snapshots/<revision>`); None for other folders."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        found = _REPOSITORY.fullmatch(str(model))
+        return found["name"] if found else None
+    snapshots = path.resolve().parent
+    kind, *parts = snapshots.parent.name.split("--")
+    return "/".join(parts) if snapshots.name == "snapshots" and kind == "models" and parts else None
+
+
+def _download(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         # Repositories keep copies in other formats in folders of their own.
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(PATTERNS), ignore_patterns=["*/*"])
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=["*/*"]
+        )
     except errors.GatedRepoError as error:
         raise UserError(
             f"{repository} asks for its licence to be accepted: https://huggingface.co/{repository}, then hf auth login"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import tokenizers
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime.template import ChatTemplate, Message
 from mlc_dsv3.weights.files import read_json
 
@@ -141,7 +142,7 @@ class _TokenizersVocabulary:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_file(native_name(path))
             decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder")
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             raise UserError(f"{path} is not a tokenizer that can be read: {_one_line(error)}") from error

@@ -13,6 +13,7 @@ from typing import Any
 from mlc_dsv3._pins import check_pins, tvm_library
 from mlc_dsv3.cuda import driver as cuda
 from mlc_dsv3.metal import driver as metal
+from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime.forking import claim
 from mlc_dsv3.vulkan import native as vulkan
 
@@ -51,7 +52,7 @@ def open_machines(library: Path, device: str, pooled: Sequence[bool]) -> list[An
     load_runtime()
     import tvm_ffi
 
-    loaded = tvm_ffi.load_module(str(library.absolute()))
+    loaded = tvm_ffi.load_module(native_name(library))
     # The host comes last, for what is computed there.
     devices = [DEVICE_CODES[device]] + ([DEVICE_CODES["cpu"]] if device != "cpu" else [])
     machines = []

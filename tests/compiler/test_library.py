@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlc_dsv3.compiler import compile_model, hosts
 from mlc_dsv3.compiler.metadata import FORMAT_VERSION, Metadata
 from mlc_dsv3.compiler.note import read_note
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime import library as library_module
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.model import CompiledModel, set_threads
@@ -163,3 +165,23 @@ def test_caches_are_aligned_and_zero(tiny) -> None:
         assert not array.any()
     itemsize, count = array.dtype.itemsize, len(model._caches)
     assert model.cache_bytes_per_page() == count * array[0].size * itemsize
+
+
+def test_a_folder_whose_name_is_not_ascii_loads_in_any_locale(tiny, tmp_path) -> None:
+    folder = tmp_path / "Größe"
+    folder.mkdir()
+    shutil.copyfile(tiny.library, folder / "lib.so")
+    shutil.copyfile(tiny.checkpoint / "tokenizer.json", folder / "tokenizer.json")
+    load = (
+        "import sys; from pathlib import Path\n"
+        "from mlc_dsv3.runtime.library import Library\nfrom mlc_dsv3.runtime.tokenizer import Tokenizer\n"
+        "folder = Path(sys.argv[1]); Tokenizer.load(folder); Library(folder / 'lib.so')"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", load, str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(UserError, match="is not valid UTF-8, and the file cannot be opened; rename it"):
+        native_name(Path(os.fsdecode(b"/tmp/Gr\xf6\xdfe.so")))
