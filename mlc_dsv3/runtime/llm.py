@@ -19,6 +19,8 @@ from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
 from mlc_dsv3.runtime.interrupts import deferred_interrupts
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
+from mlc_dsv3.weights.generation import read_sampling
+from relax_model.fields import Fields
 
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.detokenizer import Detokenizer
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 Conversation = Sequence[Message]
 Prompt = str | Sequence[int]
-
-_CONFIGURED_PARAMS = ("temperature", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 class LLM:
@@ -109,8 +109,7 @@ class LLM:
             speculation=speculation(speculative, has_mtp="draft" in limits.functions),
         )
         self.context_window = plan.context_window
-        configured = {name: self.artifact.chat_config.get(name) for name in _CONFIGURED_PARAMS}
-        self.default_params = SamplingParams(**{name: value for name, value in configured.items() if value is not None})
+        self.default_params = SamplingParams(**read_sampling(Fields(self.artifact.chat_config)))
         self._lock = threading.Lock()
         self._updates: dict[int, deque[Update]] = {}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.limits import MOST_TOKEN_ID, SAMPLING_LIMITS, Limits
 
 MAX_LOGPROBS = 20
+_TOKEN_ID = Limits(0, MOST_TOKEN_ID, whole=True)
+_BIAS = Limits(-1e30, 1e30)  # a logit with it stays a float32
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,26 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0, None)
-        _number("top_p", self.top_p, 0, 1, above=True)
-        _integer("top_k", self.top_k, -1, None)
-        _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, 0, None, above=True)
-        _number("presence_penalty", self.presence_penalty, -2, 2)
-        _number("frequency_penalty", self.frequency_penalty, -2, 2)
+        for name, limits in SAMPLING_LIMITS.items():
+            limits.check(name, getattr(self, name))
         if not isinstance(self.logit_bias, Mapping):
             raise UserError(f"logit_bias is {self.logit_bias!r}; it must map token ids to numbers")
         for token, bias in self.logit_bias.items():
-            _integer("a token id of logit_bias", token, 0, None)
-            _number(f"logit_bias of token {token}", bias, None, None)
+            _TOKEN_ID.check("a token id of logit_bias", token)
+            _BIAS.check(f"logit_bias of token {token}", bias)
         if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**64 - 1)
+            Limits(0, 2**64 - 1, whole=True).check("seed", self.seed)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, None)
+            Limits(1, whole=True).check("max_tokens", self.max_tokens)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise UserError(f"stop has {text!r}; a stop string is text of at least one character")
         stop_token_ids = frozenset(self.stop_token_ids)
         for token in stop_token_ids:
-            _integer("a token id of stop_token_ids", token, 0, None)
+            _TOKEN_ID.check("a token id of stop_token_ids", token)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            Limits(0, MAX_LOGPROBS, whole=True).check("logprobs", self.logprobs)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", stop_token_ids)
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
@@ -86,27 +83,3 @@ class SamplingParams:
     def needs_logits(self) -> bool:
         """Whether the host has to see the logits: to change them, or to report them."""
         return self.penalises or bool(self.logit_bias) or self.logprobs is not None
-
-
-def _number(name: str, value: object, least: float | None, most: float | None, *, above: bool = False) -> None:
-    """`least` itself is out of range where `above` is set."""
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if valid and least is not None:
-        valid = value > least if above else value >= least
-    if valid and most is not None:
-        valid = value <= most
-    if not valid:
-        raise UserError(f"{name} is {value!r}; it must be a number{_range(least, most, above)}")
-
-
-def _integer(name: str, value: object, least: int, most: int | None) -> None:
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not valid or (most is not None and value > most):
-        raise UserError(f"{name} is {value!r}; it must be a whole number{_range(least, most, False)}")
-
-
-def _range(least: float | None, most: float | None, above: bool) -> str:
-    if least is None:
-        return ""
-    lower = f" above {least}" if above else f" of at least {least}"
-    return lower if most is None else f"{lower} and at most {most}"

@@ -13,11 +13,10 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
-from mlc_dsv3.weights.chat_config import FILE_NAME
-from mlc_dsv3.weights.files import Progress, inside, md5, read_json
+from mlc_dsv3.weights.chat_config import FILE_NAME, read_chat_config
+from mlc_dsv3.weights.files import Progress, inside, md5, naming, read_json
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
 from relax_model.config import ModelConfig, parse_config
-from relax_model.errors import ConfigError
 from relax_model.layout import BufferSpec, Layout, layout_of
 from relax_model.parameters import parameters
 
@@ -43,13 +42,9 @@ class Artifact:
         path = Path(path)
         if not (path / FILE_NAME).is_file():
             raise UserError(f"{path} has no {FILE_NAME}; an artifact is a folder made by convert_weight")
-        fields = read_json(path / FILE_NAME)
-        try:
+        fields = read_chat_config(path / FILE_NAME)
+        with naming(path / FILE_NAME):
             model, layout = parse_config(fields["model_config"]), layout_of(fields["quantization"])
-        except KeyError as error:
-            raise UserError(f"{path / FILE_NAME} has no {error.args[0]!r}; convert the model again") from error
-        except ConfigError as error:
-            raise UserError(f"{path / FILE_NAME}: {error}") from error
         try:
             shards = _read_shards(path)
             _check_records(path, shards, model, layout)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.weights.checkpoint import Checkpoint
-from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, present, read_json
+from mlc_dsv3.weights.files import TOKENIZER_FILES, naming, present, read_json
+from mlc_dsv3.weights.generation import TOKEN_ID_FIELDS, GenerationConfig, read_sampling, read_token_ids
 from relax_model.config import ModelConfig
+from relax_model.fields import MOST_TOKENS, Fields, shown
 from relax_model.layout import layout_of
 
 FILE_NAME = "mlc-chat-config.json"
@@ -15,6 +18,8 @@ _VERSION = "0.1.0"
 _SAMPLING_DEFAULTS = {
     "temperature": 1.0,
     "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -36,7 +41,7 @@ def gen_config(
     """
     layout_of(quantization)
     model = checkpoint.model_config
-    generation = _generation_config(checkpoint)
+    generation = GenerationConfig.read(checkpoint.path)
     window = _window(model, context_window_size)
     tokenizer_files = present(checkpoint.path, TOKENIZER_FILES)
     return {
@@ -52,15 +57,33 @@ def gen_config(
         "attention_sink_size": -1,
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
-        **{name: generation.get(name, default) for name, default in _SAMPLING_DEFAULTS.items()},
+        **_SAMPLING_DEFAULTS,
+        **generation.sampling,
         "tokenizer_files": tokenizer_files,
         "tokenizer_info": _tokenizer_info(checkpoint, tokenizer_files),
         "conv_template": conv_template or _template_file(checkpoint, tokenizer_files),
-        **{
-            name: generation.get(name, checkpoint.config.get(name))
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-        },
+        **_token_ids(checkpoint, generation),
     }
+
+
+def read_chat_config(path: Path) -> dict[str, Any]:
+    """The fields of a `mlc-chat-config.json`, also of mlc-llm's, of which every one that is used here is checked.
+
+    UserError where the file or one of them is wrong. `model_config` is for `parse_config` to check.
+    """
+    values = read_json(path)
+    fields = Fields(values).without_nulls()
+    with naming(path):
+        fields.object("model_config")
+        layout_of(fields.text("quantization"))
+        fields.integer("context_window_size", -1, least=-1, most=MOST_TOKENS)
+        read_sampling(fields)
+        for name in TOKEN_ID_FIELDS:
+            read_token_ids(fields, name)
+        files = fields.array("tokenizer_files", [])
+        if not all(isinstance(name, str) for name in files):
+            raise UserError(f"tokenizer_files is {shown(files)}; it must be a list of file names")
+    return values
 
 
 def artifact_model_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,12 +98,13 @@ def _window(model: ModelConfig, wanted: int | None) -> int:
     return wanted or longest
 
 
-def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.path / GENERATION_CONFIG
-    fields = read_json(path) if path.is_file() else {}
-    if fields.get("do_sample") is False:
-        fields["temperature"] = 0.0  # transformers looks at no temperature then
-    return {name: value for name, value in fields.items() if value is not None}
+def _token_ids(checkpoint: Checkpoint, generation: GenerationConfig) -> dict[str, int | list[int] | None]:
+    """The ids that the checkpoint's two files state. All that either of them says ends an answer does."""
+    with naming(checkpoint.path / "config.json"):
+        config = {name: read_token_ids(Fields(checkpoint.config), name) for name in TOKEN_ID_FIELDS}
+    stated = {name: generation.token_ids[name] or config[name] for name in TOKEN_ID_FIELDS}
+    stated["eos_token_id"] = tuple(dict.fromkeys(generation.token_ids["eos_token_id"] + config["eos_token_id"]))
+    return {name: list(ids) if len(ids) > 1 else next(iter(ids), None) for name, ids in stated.items()}
 
 
 def _template_file(checkpoint: Checkpoint, tokenizer_files: list[str]) -> str | None:

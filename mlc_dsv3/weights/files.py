@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import USER_ERRORS, UserError
 
 # As `mlc_dsv3.progress.progress`: title and total → a context that yields the function which advances.
 Progress = Callable[[str, float], AbstractContextManager[Callable[[float], None]]]
@@ -30,22 +31,55 @@ TOKENIZER_FILES = (
 GENERATION_CONFIG = "generation_config.json"
 
 
+_MOST_JSON_BYTES = 256 << 20  # ten times the largest tokenizer.json
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError, with the place, where it cannot be read."""
+    """A JSON object from a file; UserError, with the place, where it cannot be read. Its numbers are finite."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; no file of its kind is that large")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """As `read_json`, from bytes that came from `path`."""
+    try:
+        value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
     return value
 
 
+def _no_constant(text: str) -> float:
+    raise ValueError(f"it has {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"its number {text[:40]} is too large")
+    return value
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of errors about its fields."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def inside(folder: Path, name: object, where: Path) -> Path:
     """The file `name` of `folder`; UserError where `name`, which the file `where` has, would lead out of the folder."""
-    if not isinstance(name, str) or PurePath(name).is_absolute() or not name or ".." in PurePath(name).parts:
+    path = PurePath(name) if isinstance(name, str) and name and "\0" not in name else None
+    if path is None or path.is_absolute() or ".." in path.parts or path == PurePath():
         raise UserError(f"{where} names the file {name!r}; it must name one inside its folder")
     return folder / name
 

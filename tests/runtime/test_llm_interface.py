@@ -179,9 +179,10 @@ def test_logits_have_a_row_for_each_token(parts: Parts) -> None:
 
 
 def test_the_checkpoints_own_parameters_are_the_default(parts: Parts) -> None:
-    parts.chat_config = {"temperature": 0.6, "top_p": 0.95, "presence_penalty": None, "context_window_size": 50}
+    stated = {"temperature": 0.6, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
+    parts.chat_config = {**stated, "presence_penalty": None, "context_window_size": 50}
     llm = LLM()
-    assert llm.default_params == SamplingParams(temperature=0.6, top_p=0.95)
+    assert llm.default_params == SamplingParams(**stated)
     assert llm.context_window == 50
     parts.chat_config = {"context_window_size": 100_000}
     assert LLM().context_window == 96

@@ -145,7 +145,7 @@ def test_a_damaged_tensor_cache_is_reported(folder, text):
 
 def test_a_config_without_a_needed_field_is_reported(folder):
     change_json(folder / "mlc-chat-config.json", lambda fields: fields.pop("quantization"))
-    with pytest.raises(UserError, match="mlc-chat-config.json has no 'quantization'"):
+    with pytest.raises(UserError, match="mlc-chat-config.json: quantization is missing"):
         Artifact.open(folder)
 
 

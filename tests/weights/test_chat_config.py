@@ -33,6 +33,43 @@ def test_generation_config_wins_over_config_and_defaults(folder):
     assert fields["repetition_penalty"] == 1.0 and fields["bos_token_id"] == 0
 
 
+def write_generation(folder, **values):
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+def test_every_sampling_setting_of_generation_config_arrives(folder):
+    said = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.1}
+    write_generation(folder, **said)
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert {name: fields[name] for name in said} == said
+    write_generation(folder, top_k=None)
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert (fields["temperature"], fields["top_k"], fields["min_p"]) == (1.0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [(7, [1, 5], [7, 1, 5]), ([1, 7], 1, [1, 7]), (None, [1, 5], [1, 5]), (1, 1, 1), (-1, None, None)],
+)
+def test_what_either_file_says_ends_an_answer(folder, generation, config, expected):
+    write_generation(folder, eos_token_id=generation)
+    (folder / "config.json").write_text(json.dumps({**DEEPSEEK_V3, "eos_token_id": config}))
+    assert gen_config(Checkpoint.open(folder), "q4f16_1")["eos_token_id"] == expected
+
+
+def test_settings_that_are_not_applied_are_said(folder, capsys):
+    write_generation(folder, num_beams=4, typical_p=1.0, no_repeat_ngram_size=3, bad_words_ids=None)
+    gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert "not supported and left out: num_beams (4), no_repeat_ngram_size (3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_k", "min_p", "eos_token_id", "do_sample"])
+def test_a_wrong_setting_is_refused_by_file_and_name(folder, field):
+    write_generation(folder, **{field: {"a": 1}})
+    with pytest.raises(UserError, match=rf"generation_config.json: {field} is "):
+        gen_config(Checkpoint.open(folder), "q4f16_1")
+
+
 @pytest.mark.parametrize("said", [{}, {"temperature": 0.7}])
 def test_who_does_not_sample_has_a_temperature_of_zero(folder, said):
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **said}))

@@ -1,0 +1,87 @@
+"""How a checkpoint wants its tokens chosen: generation_config.json, which goes into `mlc-chat-config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlc_dsv3.errors import warn_once
+from mlc_dsv3.limits import MOST_TOKEN_ID, SAMPLING_LIMITS
+from mlc_dsv3.weights.files import GENERATION_CONFIG, naming, read_json
+from relax_model.fields import Fields, shown
+
+TOKEN_ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+# What changes transformers' choice of tokens and is not ours to do, with the values that change nothing.
+_NOT_APPLIED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "typical_p": (1, 1.0),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "sequence_bias": ([], {}),
+    "guidance_scale": (1,),
+    "exponential_decay_length_penalty": (),
+    "penalty_alpha": (0,),
+    "stop_strings": ([],),
+}
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What generation_config.json states: sampling settings by `SamplingParams`' names, and token ids by field."""
+
+    sampling: dict[str, float]
+    token_ids: dict[str, tuple[int, ...]]
+
+    @staticmethod
+    def read(folder: Path) -> GenerationConfig:
+        """From a checkpoint's folder; empty where it has no such file. UserError names the field that is wrong.
+
+        Warns, once, of settings that would change the text and are not applied.
+        """
+        path = folder / GENERATION_CONFIG
+        fields = Fields(read_json(path) if path.is_file() else {}).without_nulls()
+        with naming(path):
+            sampling = read_sampling(fields)
+            if fields.flag("do_sample", None) is False:
+                sampling["temperature"] = 0.0  # greedy, whatever the temperature
+            token_ids = {name: read_token_ids(fields, name) for name in TOKEN_ID_FIELDS}
+        left_out = [
+            f"{name} ({shown(fields.values[name])})"
+            for name, neutral in _NOT_APPLIED.items()
+            if name in fields and fields.values[name] not in neutral
+        ]
+        if left_out:
+            warn_once(f"{path}: not supported and left out: {', '.join(left_out)}")
+        return GenerationConfig(sampling, token_ids)
+
+
+def read_sampling(fields: Fields) -> dict[str, float]:
+    """The sampling settings that `fields` state; UserError for one out of its limits."""
+    stated = {name: fields.values[name] for name in SAMPLING_LIMITS if fields.values.get(name) is not None}
+    for name, value in stated.items():
+        SAMPLING_LIMITS[name].check(name, value)
+    return stated
+
+
+def read_token_ids(fields: Fields, name: str) -> tuple[int, ...]:
+    """The ids of a field that is a token id, a list of them, or null; -1 stands for none."""
+    value = fields.values.get(name)
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        ids = fields.integers(name, least=-1, most=MOST_TOKEN_ID)
+    else:
+        ids = (fields.integer(name, least=-1, most=MOST_TOKEN_ID),)
+    return tuple(token for token in ids if token >= 0)
