@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mlc_dsv3.runtime.completion import Completion, Update
 from mlc_dsv3.runtime.engine import Engine, EngineStats
 from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
 from mlc_dsv3.runtime.interrupts import deferred_interrupts
+from mlc_dsv3.runtime.messages import ChatOptions, Conversation
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.speculation import speculation
 from mlc_dsv3.weights.generation import read_sampling
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from mlc_dsv3.runtime.library import Library
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
-Message = dict[str, Any]
-Conversation = Sequence[Message]
 Prompt = str | Sequence[int]
 
 
@@ -130,7 +129,8 @@ class LLM:
     ) -> list[Completion]:
         """Continue each prompt (text or token ids), all at once; the completions are in the prompts' order.
 
-        `params` are for all prompts or one for each; None is `default_params`, the checkpoint's own.
+        Control tokens that a text spells out act as such. `params` are for all prompts or one for each; None is
+        `default_params`, the checkpoint's own.
         """
         return self._complete([self._prompt_ids(prompt) for prompt in _prompts(prompts)], params)
 
@@ -138,20 +138,26 @@ class LLM:
         self,
         conversations: Conversation | Sequence[Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[Completion]:
-        """Answer one conversation of OpenAI-style messages, or each of a list of them; returns as many completions."""
+        """Answer one conversation of OpenAI-style messages, or each of a list of them; returns as many completions.
+
+        `options` are tools, template_kwargs and parse_control_tokens, as `ChatOptions` explains them.
+        """
         if not len(conversations):
             raise UserError("there is no conversation; it needs at least one message")
         several = [conversations] if isinstance(conversations[0], dict) else conversations
-        return self._complete([self._chat_ids(conversation) for conversation in several], params)
+        return self._complete([self._chat_ids(conversation, options) for conversation in several], params)
 
-    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[Update]:
+    def stream(
+        self, prompt: Prompt | Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> Iterator[Update]:
         """Updates of one prompt or one conversation as they come; closing the iterator cancels the request.
 
         The prompt is checked at once and submitted at the first read. Several streams may be read in turns: reading one
         moves all of them.
         """
-        tokens = self._prompt_tokens(prompt)
+        tokens = self.prompt_tokens(prompt, **options)
         params = self.default_params if params is None else params
         self._open_engine().check(tokens, params)
         return self._stream(tokens, params)
@@ -167,14 +173,23 @@ class LLM:
         watching: Callable[[Library], AbstractContextManager[None]],
         *,
         last: int | None = None,
+        **options: Unpack[ChatOptions],
     ) -> int:
         """Read a prompt or a conversation, or its `last` tokens, while `watching(library)` watches the model; returns
         how many tokens that were."""
-        tokens = self._prompt_tokens(prompt)
+        tokens = self.prompt_tokens(prompt, **options)
         tokens = tokens[-min(last or len(tokens), self.context_window) :]
         with self._alone():
             self._open_engine().read(tokens, watching)
         return len(tokens)
+
+    def prompt_tokens(self, prompt: Prompt | Conversation, **options: Unpack[ChatOptions]) -> Sequence[int]:
+        """The token ids that the model reads for a prompt or a conversation."""
+        return self._chat_ids(prompt, options) if _is_conversation(prompt) else self._prompt_ids(prompt)
+
+    def answer_opening(self, prompt: Prompt | Conversation, **options: Unpack[ChatOptions]) -> str:
+        """What the chat template says for the model at the answer's beginning (`<think>`), which is no part of it."""
+        return self.tokenizer.answer_opening(prompt, **options) if _is_conversation(prompt) else ""
 
     def close(self) -> None:
         """Let go of the model and its cache; the object cannot be used afterwards. In a forked process it does nothing:
@@ -261,19 +276,15 @@ class LLM:
             raise UserError("this LLM is closed")
         return self._engine
 
-    def _prompt_tokens(self, prompt: Prompt | Conversation) -> Sequence[int]:
-        is_conversation = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
-        return self._chat_ids(prompt) if is_conversation else self._prompt_ids(prompt)
-
     def _prompt_ids(self, prompt: Prompt) -> Sequence[int]:
         if not len(prompt):
             raise UserError("the prompt is empty; it needs at least one token")
         return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
 
-    def _chat_ids(self, conversation: Conversation) -> Sequence[int]:
+    def _chat_ids(self, conversation: Conversation, options: ChatOptions) -> Sequence[int]:
         if not len(conversation):
             raise UserError("the conversation is empty; it needs at least one message")
-        return self.tokenizer.chat_prompt(conversation)
+        return self.tokenizer.chat_prompt(conversation, **options)
 
     def _detokenizer(self) -> Callable[[], Detokenizer]:
         from mlc_dsv3.runtime.detokenizer import Detokenizer
@@ -302,6 +313,10 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         return [prompts]
     return prompts
+
+
+def _is_conversation(prompt: Prompt | Conversation) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
 
 
 def _completion(updates: list[Update]) -> Completion:

@@ -6,7 +6,8 @@ The text comes from chat_template.jinja or tokenizer_config.json; it is foreign 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,29 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.control_tokens import BREAK
+from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.weights.files import read_json
 
-Message = dict[str, Any]  # OpenAI-style: at least "role" and "content"
+_NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"
+_RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """A compiled chat template and the file that it came from."""
+    """A checkpoint's chat template, or its several named ones, and the file that it came from."""
 
-    def __init__(self, text: str, origin: Path) -> None:
+    def __init__(self, text: str | Mapping[str, str], origin: Path) -> None:
+        """`text` is one template, or templates by their names."""
         self.origin = origin
+        texts = {_DEFAULT: text} if isinstance(text, str) else text
+        environment = _environment()
         try:
-            self._template = _environment().from_string(text)
+            self._templates = {name: environment.from_string(text) for name, text in texts.items()}
+            names = [node for text in texts.values() for node in environment.parse(text).find_all(jinja2.nodes.Name)]
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template in {origin} is not valid Jinja: {_one_line(error)}") from error
+        # Not jinja2.meta's undeclared variables: those leave out what the template gives a default.
+        self.variables = frozenset(node.name for node in names if node.ctx == "load")
 
     @staticmethod
     def load(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate:
@@ -44,37 +54,52 @@ class ChatTemplate:
             return ChatTemplate(path.read_text(encoding="utf-8"), path)
         path = folder / "chat_template.json"
         if path.exists():
-            return ChatTemplate(_chosen(read_json(path).get("chat_template"), path), path)
+            return ChatTemplate(_texts(read_json(path).get("chat_template"), path), path)
         path = folder / "tokenizer_config.json"
         if tokenizer_config.get("chat_template"):
-            return ChatTemplate(_chosen(tokenizer_config["chat_template"], path), path)
+            return ChatTemplate(_texts(tokenizer_config["chat_template"], path), path)
         raise UserError(
             f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
             "for a base model, chat --raw sends the text as it is"
         )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: object) -> str:
-        """The conversation as the model reads it. Raises UserError with the template's words where it refuses."""
-        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        variables = {"tools": None, "documents": None, **variables}
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as the model reads it; with `tools` by the template named tool_use, where there is one.
+
+        Raises UserError with the template's words where it refuses.
+        """
+        for name in _RESERVED:
+            if name in (variables or {}):
+                raise UserError(f"the variable {name} of the chat template is set by the conversation itself")
+        values = {"documents": None, **(variables or {}), "tools": tools or None}
+        template = self._named(_NAMED_FOR_TOOLS if tools and _NAMED_FOR_TOOLS in self._templates else _DEFAULT)
         try:
-            return self._template.render(messages=plain, add_generation_prompt=add_generation_prompt, **variables)
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
         except Exception as error:  # a template can raise any error of Python's, and all of them are its own
             raise UserError(
                 f"the chat template in {self.origin} refuses the conversation: {_one_line(error)}"
             ) from error
 
+    def _named(self, name: str) -> jinja2.Template:
+        if name not in self._templates:
+            raise UserError(f"{self.origin} names no default chat template, only {', '.join(sorted(self._templates))}")
+        return self._templates[name]
 
-def _chosen(template: Any, path: Path) -> str:
-    """One template of the single or named ones that a file may hold."""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise UserError(f"{path} names no default chat template, only {', '.join(sorted(template))}")
-        template = template["default"]
-    if not isinstance(template, str):
-        raise UserError(f"{path}: chat_template is no text but {template!r}")
+
+def _texts(template: Any, path: Path) -> str | dict[str, str]:
+    """The single template or the named ones that a file holds."""
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    texts = template if isinstance(template, dict) and template else {_DEFAULT: template}
+    if not all(isinstance(text, str) for pair in texts.items() for text in pair):
+        raise UserError(f"{path}: chat_template is {template!r}; it must be text, or named texts")
     return template
 
 
@@ -108,7 +133,13 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # jinja2's own filter escapes HTML, which a prompt must not have.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _escape_non_ascii(text) if ensure_ascii else text
+
+
+def _escape_non_ascii(text: str) -> str:
+    """JSON with \\u escapes, except for the mark in control tokens that messages spell out."""
+    return re.sub(rf"[^\0-\x7e{BREAK}]+", lambda run: json.dumps(run[0])[1:-1], text)
 
 
 def _raise_exception(message: str) -> None:

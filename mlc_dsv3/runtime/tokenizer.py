@@ -5,19 +5,16 @@ Reads a checkpoint's or an artifact's files; the engine and the terminal session
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import tokenizers
+from typing import Any
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.native_names import native_name
-from mlc_dsv3.runtime.template import ChatTemplate, Message
+from mlc_dsv3.runtime.control_tokens import BREAK, OWN, THINK
+from mlc_dsv3.runtime.messages import Conversation, template_messages
+from mlc_dsv3.runtime.template import ChatTemplate
+from mlc_dsv3.runtime.vocabulary import TiktokenVocabulary, TokenizersVocabulary, Vocabulary
 from mlc_dsv3.weights.files import read_json
 
 SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -30,7 +27,7 @@ class Tokenizer:
     id + 1 (a model's own vocabulary may be padded beyond it).
     """
 
-    def __init__(self, folder: Path, vocabulary: _Vocabulary, config: dict[str, Any], configs: list[dict]) -> None:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, config: dict[str, Any], configs: list[dict]) -> None:
         self.folder = folder
         self.vocab_size = vocabulary.size
         self._vocabulary = vocabulary
@@ -53,9 +50,9 @@ class Tokenizer:
         sources = ("generation_config.json", "config.json", "mlc-chat-config.json")
         configs = [_read_if_there(folder / name) for name in sources]
         if (folder / "tokenizer.json").exists():
-            vocabulary: _Vocabulary = _TokenizersVocabulary(folder / "tokenizer.json")
+            vocabulary: Vocabulary = TokenizersVocabulary(folder / "tokenizer.json")
         elif (folder / "tiktoken.model").exists():
-            vocabulary = _TiktokenVocabulary(folder / "tiktoken.model", config)
+            vocabulary = TiktokenVocabulary(folder / "tiktoken.model", config)
         else:
             raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tiktoken.model is there")
         return Tokenizer(folder, vocabulary, config, configs)
@@ -65,8 +62,7 @@ class Tokenizer:
 
         `add_special_tokens` puts in front what the model expects before plain text (its BOS token, where it has one).
         """
-        # Lone surrogates come from terminals and JSON; neither library takes them.
-        ids = self._vocabulary.encode(text.encode("utf-8", "replace").decode(), add_special_tokens)
+        ids = self._vocabulary.encode(_without_surrogates(text), add_special_tokens)
         wants_bos = add_special_tokens and self._config.get("add_bos_token") is True
         if wants_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
@@ -97,17 +93,74 @@ class Tokenizer:
         return self._template
 
     def chat_prompt(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: object
+        self,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        parse_control_tokens: bool = False,
     ) -> list[int]:
-        """The ids of a conversation as the checkpoint's chat template writes it; `variables` are the template's own.
+        """The ids of a conversation as the checkpoint's chat template writes it; `ChatOptions` explains the arguments.
 
+        Control tokens in the text of messages, tools and documents become ordinary text unless `parse_control_tokens`.
         Raises UserError where there is no template, or with the template's words where it refuses the conversation.
         """
-        return self.encode(
-            self.chat_template.render(
-                messages, add_generation_prompt=add_generation_prompt, **{**self._special_tokens, **variables}
-            )
+        rendered = self._rendered(
+            conversation, tools, template_kwargs, parse_control_tokens, add_generation_prompt=add_generation_prompt
         )
+        # Most conversations spell out no control token, and need no second vocabulary.
+        return self.encode(rendered) if BREAK not in rendered else self._encode_broken(rendered)
+
+    def answer_opening(
+        self,
+        conversation: Conversation,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        parse_control_tokens: bool = False,
+    ) -> str:
+        """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing."""
+        rendered = self._rendered(conversation, tools, template_kwargs, parse_control_tokens)
+        opening = re.search(rf"{THINK}\s*\Z", rendered)
+        return opening[0] if opening else ""
+
+    def _rendered(
+        self,
+        conversation: Conversation,
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+        parse_control_tokens: bool,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        messages, variables = template_messages(conversation), dict(template_kwargs or {})
+        if not parse_control_tokens:
+            control = self._vocabulary.control_tokens
+            messages = [control.break_in_message(message) for message in messages]
+            tools = control.break_in(tools)
+            if "documents" in variables:
+                variables["documents"] = control.break_in(variables["documents"])
+        return self.chat_template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables={**self._special_tokens, **variables},
+        )
+
+    def _encode_broken(self, rendered: str) -> list[int]:
+        """The ids of rendered text in which messages' control tokens are broken."""
+        control = self._vocabulary.control_tokens
+        marked = control.mark_own(_without_surrogates(rendered))
+        ids = self._vocabulary.encode_chat(marked)
+        unknown = self._special_tokens.get("unk_token")
+        tokens = {self._vocabulary.token_id(name) for name in control.names if name != unknown}
+        if sum(token in tokens for token in ids) > marked.count(OWN):
+            raise UserError(
+                f"the tokenizer in {self.folder} makes a control token of ordinary text; "
+                "parse_control_tokens (chat --parse-control-tokens) accepts that"
+            )
+        return ids
 
     def _named_ids(self, role: str) -> list[int]:
         token = self._vocabulary.token_id(self._special_tokens.get(role, ""))
@@ -117,170 +170,9 @@ class Tokenizer:
         return next(iter(self._named_ids(role) + _ids(configs, f"{role}_id")), None)
 
 
-class _Vocabulary(Protocol):
-    """What the two kinds of tokenizer file have in common."""
-
-    size: int
-    strips_leading_space: bool
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
-
-    def token_bytes(self, token: int) -> bytes: ...
-
-    def token_id(self, text: str) -> int | None: ...
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte, as character -> byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-class _TokenizersVocabulary:
-    """tokenizer.json, through the `tokenizers` library."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(native_name(path))
-            decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder")
-        except Exception as error:  # the library raises bare Exception for whatever it cannot read
-            raise UserError(f"{path} is not a tokenizer that can be read: {_one_line(error)}") from error
-        # Both may be left in the file from training, and would cut or pad prompts.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {token for token, entry in added.items() if entry.special}
-        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._steps = _decoder_steps(decoder)
-        kinds = {step["type"] for step in self._steps}
-        unknown = kinds - {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-        if unknown or not kinds & {"ByteLevel", "Replace", "Metaspace"}:
-            named = ", ".join(sorted(unknown)) or "none of a kind that says how tokens become text"
-            raise UserError(
-                f"{path}: the decoder ({named}) is not supported; ByteLevel, ByteFallback and Metaspace are"
-            )
-        self._byte_fallback = "ByteFallback" in kinds
-        self._alphabet = _byte_level_alphabet() if "ByteLevel" in kinds else None
-        self.strips_leading_space = any(
-            step.get("prepend_scheme", "always") != "never" if step["type"] == "Metaspace" else step.get("start") == 1
-            for step in self._steps
-            if step["type"] in ("Metaspace", "Strip")
-        )
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-
-    def token_id(self, text: str) -> int | None:
-        return self._tokenizer.token_to_id(text)
-
-    def token_bytes(self, token: int) -> bytes:
-        if token in self._special:
-            return b""
-        text = self._tokenizer.id_to_token(token)
-        if text is None:
-            return b""
-        if self._alphabet is not None:
-            try:
-                return bytes([self._alphabet[character] for character in text])
-            except KeyError:  # an added token that is written out
-                return text.encode()
-        if self._byte_fallback and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
-            return bytes([int(text[3:5], 16)])
-        for step in self._steps:
-            if step["type"] == "Replace" and "String" in step["pattern"]:
-                text = text.replace(step["pattern"]["String"], step["content"])
-            elif step["type"] == "Metaspace":
-                text = text.replace(step["replacement"], " ")
-        return text.encode()
-
-
-def _decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if decoder is None:
-        return []
-    if decoder["type"] == "Sequence":
-        return [step for part in decoder["decoders"] for step in _decoder_steps(part)]
-    return [decoder]
-
-
-# How Moonlight and Kimi-K2 cut text before byte-pair encoding (tokenization_kimi.py of the checkpoints): runs of Han
-# characters by themselves, words by case without Han, digits in threes, punctuation, line ends, spaces.
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-KIMI_PATTERN = "|".join(
-    (
-        r"[\p{Han}]+",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-_RESERVED_TOKENS = 258  # ids behind the ranks that hold special tokens, named or not
-
-
-class _TiktokenVocabulary:
-    """tiktoken.model (ranks of byte strings) with the special tokens that tokenizer_config.json names behind them."""
-
-    strips_leading_space = False
-
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        import tiktoken
-
-        ranks = _read_ranks(path)
-        added = {int(token): entry for token, entry in config.get("added_tokens_decoder", {}).items()}
-        names = {token: f"<|reserved_token_{token}|>" for token in range(len(ranks), len(ranks) + _RESERVED_TOKENS)}
-        names |= {token: entry["content"] for token, entry in added.items() if token >= len(ranks)}
-        self._ids = {name: token for token, name in names.items()}
-        self._pieces = {rank: piece for piece, rank in ranks.items()}
-        self._pieces |= {token: b"" for token in names}
-        self._pieces |= {
-            token: entry["content"].encode() for token, entry in added.items() if not entry.get("special", True)
-        }
-        self.size = max(self._pieces) + 1
-        self._encoding = tiktoken.Encoding(
-            path.parent.name, pat_str=KIMI_PATTERN, mergeable_ranks=ranks, special_tokens=self._ids
-        )
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return [
-            token for part in _encodable_parts(text) for token in self._encoding.encode(part, allowed_special="all")
-        ]
-
-    def token_id(self, text: str) -> int | None:
-        return self._ids.get(text)
-
-    def token_bytes(self, token: int) -> bytes:
-        return self._pieces.get(token, b"")
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    # tiktoken's own reader caches by path, and so takes a replaced file for the old one.
-    ranks = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if line:
-            try:
-                piece, rank = line.split()
-                ranks[base64.b64decode(piece, validate=True)] = int(rank)
-            except (ValueError, binascii.Error) as error:
-                raise UserError(f"{path}, line {number}: not a token in base64 and its rank") from error
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{path}: its {len(ranks)} ranks are not 0 to {len(ranks) - 1}; the file is damaged or cut off")
-    return ranks
-
-
-def _encodable_parts(text: str, most: int = 400_000, longest_run: int = 25_000) -> Iterator[str]:
-    """`text` cut as the checkpoints' own code cuts it: tiktoken overflows its stack on more, or on longer runs."""
-    for start in range(0, len(text), most):
-        part, done = text[start : start + most], 0
-        for run in re.finditer(r"\s+|\S+", part):
-            for cut in range(run.start() + longest_run, run.end(), longest_run):
-                yield part[done:cut]
-                done = cut
-        yield part[done:]
+def _without_surrogates(text: str) -> str:
+    # Lone surrogates come from terminals and JSON; neither library takes them.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _token_text(entry: Any) -> str | None:
@@ -294,7 +186,3 @@ def _ids(configs: list[dict], field: str) -> list[int]:
 
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

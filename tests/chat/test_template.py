@@ -26,8 +26,12 @@ CONVERSATIONS = {
         {"role": "assistant", "content": "混合", "tool_calls": None, "reasoning_content": "because"},
         {"role": "user", "content": "Thanks."},
     ],
+    "reasoning by its other name": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4", "reasoning": "add them"},
+    ],
     "an open end": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "bot"}],
-    "content in parts": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}],
+    "content in parts": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
 }
 VARIABLES = {
     "plain": {},
@@ -44,17 +48,19 @@ def test_rendering_equals_transformers(tmp_path: Path, name: str, conversation: 
     byte_level_checkpoint(tmp_path, TEMPLATES[name])
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    messages, options = CONVERSATIONS[conversation], VARIABLES[variables]
+    messages, options = CONVERSATIONS[conversation], dict(VARIABLES[variables])
+    tools = options.pop("tools", None)
+    # Parts of text are one text here, also for templates that take no parts.
+    joined = [message if isinstance(message["content"], str) else {**message, "content": "ab"} for message in messages]
     for add_generation_prompt in (False, True):
+        asked = {"add_generation_prompt": add_generation_prompt, "tools": tools}
         try:
-            expected = reference.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, return_dict=False, **options
-            )
-        except Exception:  # the templates that take no parts fail on them there too
+            expected = reference.apply_chat_template(joined, return_dict=False, **asked, **options)
+        except Exception:
             with pytest.raises(UserError):
-                tokenizer.chat_prompt(messages, add_generation_prompt, **options)
+                tokenizer.chat_prompt(messages, **asked, template_kwargs=options)
         else:
-            assert tokenizer.chat_prompt(messages, add_generation_prompt, **options) == expected
+            assert tokenizer.chat_prompt(messages, **asked, template_kwargs=options) == expected
 
 
 def test_deepseek_conversation_reads_as_published(tmp_path: Path) -> None:
@@ -100,6 +106,52 @@ def test_named_templates_and_files_of_their_own(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).chat_template.render([]) == "0 from jinja"
 
 
+@pytest.mark.parametrize("names", [["default"], ["default", "tool_use"], ["default", "rag"], ["tool_use"]])
+def test_tools_choose_the_template_that_transformers_chooses(tmp_path: Path, names: list[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    byte_level_checkpoint(tmp_path, [{"name": name, "template": f"{name} template"} for name in names])
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    messages = [{"role": "user", "content": "x"}]
+    for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+        try:
+            expected = reference.apply_chat_template(messages, tools=tools, return_dict=False)
+        except ValueError:
+            with pytest.raises(UserError, match="names no default chat template"):
+                tokenizer.chat_prompt(messages, tools=tools)
+        else:
+            assert tokenizer.chat_prompt(messages, tools=tools) == expected
+
+
+def test_reasoning_goes_by_either_name(tmp_path: Path) -> None:
+    template = "{{ messages[0].reasoning }} {{ messages[0].reasoning_content }}"
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path, template))
+    for name in ("reasoning", "reasoning_content"):
+        message = {"role": "assistant", "content": "4", name: [{"type": "text", "text": "because"}]}
+        assert tokenizer.decode(tokenizer.chat_prompt([message])) == "because because"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("hello", "message 2 is of the type str; it must be an object with role and content"),
+        ({"content": "x"}, "message 2 has no role"),
+        ({"role": "user", "content": 5}, "message 2 has content of the type int"),
+        ({"role": "user", "content": {"type": "text", "text": "x"}}, "message 2 has content of the type dict"),
+        ({"role": "user", "content": ["x", {"type": "image_url"}]}, "part 2 of message 2 is of the type 'image_url'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "part 1 of message 2 has no text"),
+        ({"role": "user", "content": [7]}, "part 1 of message 2 is of the type 'int'"),
+        ({"role": "assistant", "reasoning": "a", "reasoning_content": "b"}, "both reasoning_content and reasoning"),
+    ],
+)
+def test_what_is_no_message_is_refused_by_its_number(tmp_path: Path, message: object, said: str) -> None:
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path))
+    with pytest.raises(UserError) as raised:
+        tokenizer.chat_prompt([{"role": "user", "content": "x"}, message])
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -110,6 +162,8 @@ def test_named_templates_and_files_of_their_own(tmp_path: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% if %}", "not valid Jinja"),
         ([{"name": "tool_use", "template": "x"}], "no default chat template, only tool_use"),
+        ([{"name": "default"}], "it must be text, or named texts"),
+        ({}, "chat --raw"),
         (None, "chat --raw"),
     ],
 )

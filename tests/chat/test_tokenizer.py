@@ -21,7 +21,8 @@ from chat_checkpoints import (
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.detokenizer import Detokenizer
-from mlc_dsv3.runtime.tokenizer import KIMI_PATTERN, Tokenizer
+from mlc_dsv3.runtime.tokenizer import Tokenizer
+from mlc_dsv3.runtime.vocabulary import KIMI_PATTERN
 
 MAKERS = {
     "byte_level": byte_level_checkpoint,

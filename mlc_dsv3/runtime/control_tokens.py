@@ -1,0 +1,92 @@
+"""Keeps control tokens that a message's text spells out apart from those that the chat template writes.
+
+`Tokenizer.chat_prompt` breaks the ones in messages with a mark before it renders the template. Those that are whole
+afterwards are the template's own; `Vocabulary.encode_chat` encodes them as tokens and everything else as text.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Unicode reserves these code points for use inside a program; in text from outside they become U+FFFD.
+BREAK = "\ufdd0"  # behind the first character of a control token in a message
+OWN = "\ufdd1"  # before a control token that the template has written
+_FOREIGN = {ord(mark): "\ufffd" for mark in (BREAK, OWN)}
+
+THINK, END_OF_THINK = "<think>", "</think>"
+# Added tokens with one of these look like markup. Others, such as runs of spaces or a fine-tune's words, are text.
+_BRACKETS = re.compile(r"[<>\[\]{}|｜◁▷]")
+_TAG = re.compile(r"</?[a-z][a-z_]*>")
+
+
+class ControlTokens:
+    """The control tokens of one vocabulary."""
+
+    def __init__(self, added: Mapping[str, bool]) -> None:
+        """`added` maps each added token's text to whether the tokenizer's file says that it is special.
+
+        The file's word is not enough: DeepSeek's <｜User｜> and <｜Assistant｜> are not special.
+        """
+        # A token of one character cannot be broken.
+        self.names = frozenset(
+            name for name, special in added.items() if len(name) > 1 and (special or _BRACKETS.search(name))
+        )
+        self._spoken = {name for name in self.names if _TAG.fullmatch(name) and not added[name]} | {THINK, END_OF_THINK}
+
+    @functools.cached_property
+    def _in_messages(self) -> _Breaker:
+        return _Breaker(self.names)
+
+    @functools.cached_property
+    def _in_answers(self) -> _Breaker:
+        # A model writes tags such as <think> itself, and templates look for them in its messages.
+        return _Breaker(self.names - self._spoken)
+
+    @functools.cached_property
+    def _whole(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.names, key=len, reverse=True))) or "(?!)")
+
+    def break_in(self, value: Any, *, answer: bool = False) -> Any:
+        """`value` (text, or JSON with text in it) with every control token broken; with `answer`, tags stay whole."""
+        if isinstance(value, str):
+            return (self._in_answers if answer else self._in_messages).broken(value.translate(_FOREIGN))
+        if isinstance(value, Mapping):
+            return {self.break_in(key): self.break_in(item, answer=answer) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.break_in(item, answer=answer) for item in value]
+        return value
+
+    def break_in_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message with the control tokens in all of its text broken; what an assistant said keeps its tags."""
+        said = ("content", "reasoning_content", "reasoning") if message.get("role") == "assistant" else ()
+        return {self.break_in(key): self.break_in(value, answer=key in said) for key, value in message.items()}
+
+    def mark_own(self, rendered: str) -> str:
+        """Rendered text without breaks, and with OWN before each control token that is whole in it."""
+        return self._whole.sub(lambda token: OWN + token[0], rendered).replace(BREAK, "")
+
+
+class _Breaker:
+    """Puts BREAK behind the first character of each of some tokens, wherever one begins in a text."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        rests: dict[str, list[str]] = {}
+        for name in sorted(names):
+            rests.setdefault(name[0], []).append(re.escape(name[1:]))
+        # One branch for each first character: Python then skips text that has none of them.
+        branches = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
+        self._begun = re.compile("|".join(branches) or "(?!)")
+        self._prefixes = {name[:length] for name in names for length in range(1, len(name))}
+        self._longest = max(map(len, names), default=0)
+
+    def broken(self, text: str) -> str:
+        text = self._begun.sub(lambda first: first[0] + BREAK, text)
+        # A token whose beginning ends this text must not become whole with what the template writes next.
+        end = len(text.rstrip())
+        starts = [at for at in range(max(0, end - self._longest), end) if text[at:end] in self._prefixes]
+        for at in reversed(starts):
+            text = text[: at + 1] + BREAK + text[at + 1 :]
+        return text
