@@ -13,6 +13,10 @@ class NotFiniteError(UserError):
     """A model's logits are NaN or infinite, so that no token can be chosen; the request can only end."""
 
 
+class ContextWindowError(UserError):
+    """A prompt that does not fit in the context window; a shorter conversation may."""
+
+
 class ForkError(UserError):
     """A model is used, or is to be loaded, in a process forked from one that had loaded a model."""
 

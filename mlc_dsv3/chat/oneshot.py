@@ -7,18 +7,27 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from mlc_dsv3.chat.answer_stream import AnswerStream
-from mlc_dsv3.chat.reply import ChatModel, Message, Prompt, stream_reply
+from mlc_dsv3.chat.conversation import Conversation
+from mlc_dsv3.chat.reply import ChatModel, Prompt, stream_reply
+from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 
 def answer_once(
-    model: ChatModel, prompt: Prompt, params: Any, out: TextIO, *, json_about: Mapping[str, Any] | None = None
+    model: ChatModel,
+    prompt: Prompt,
+    params: Any,
+    out: TextIO,
+    *,
+    options: ChatOptions | None = None,
+    json_about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the answer to `prompt`: as it comes, or with `json_about` as one JSON object that has those fields too."""
     if json_about is not None:
-        _write_json(out, {**stream_reply(model, prompt, params, _nowhere).as_json(), **json_about})
+        reply = stream_reply(model, prompt, params, _nowhere, options=options)
+        _write_json(out, {**reply.as_json(), **json_about})
         return
     stream = AnswerStream(out)
-    reply = stream_reply(model, prompt, params, stream.write)
+    reply = stream_reply(model, prompt, params, stream.write, options=options)
     if not reply.text.endswith("\n"):
         stream.write("\n")
 
@@ -32,20 +41,25 @@ def answer_lines(
     system: str | None,
     raw: bool,
     about: Mapping[str, Any],
+    options: ChatOptions | None = None,
+    drops: bool = False,
 ) -> None:
     """One conversation: each line of `lines` is a message, each reply a line of JSON with `about` in it.
 
-    `raw` as for the session.
+    `raw` and `drops` as for the session; a reply then tells of `dropped_turns`.
     """
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    conversation = Conversation(system)
     for line in lines:
         text = line.rstrip("\r\n")
         if not text:
             continue
-        messages.append({"role": "user", "content": text})
-        reply = stream_reply(model, text if raw else list(messages), params, _nowhere)
-        messages.append({"role": "assistant", "content": reply.text})
-        _write_json(out, {**reply.as_json(), **about})
+        if raw:
+            _write_json(out, {**stream_reply(model, text, params, _nowhere, options=options).as_json(), **about})
+            continue
+        question: Message = {"role": "user", "content": text}
+        reply, dropped = conversation.ask(model, question, params, _nowhere, options=options or {}, drops=drops)
+        conversation.add(question, reply.text)
+        _write_json(out, {**reply.as_json(), **({"dropped_turns": dropped} if drops else {}), **about})
 
 
 def _nowhere(text: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
-Message = dict[str, Any]  # OpenAI-style: "role" and "content"
+from mlc_dsv3.runtime.messages import ChatOptions, Message
+
 Prompt = str | list[Message]
 
 
@@ -41,7 +42,14 @@ class ChatModel(Protocol):
     @property
     def stats(self) -> Counters: ...
 
-    def stream(self, prompt: Prompt, params: Any) -> Generator[Update]: ...
+    @property
+    def context_window(self) -> int: ...
+
+    def stream(self, prompt: Prompt, params: Any, **options: Unpack[ChatOptions]) -> Generator[Update]: ...
+
+    def prompt_tokens(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> Sequence[int]: ...
+
+    def answer_opening(self, prompt: Prompt, **options: Unpack[ChatOptions]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished or stopped answer; `finish_reason` is "cancelled" where Ctrl-C ended it."""
+    """A finished or stopped answer; `finish_reason` is "cancelled" where Ctrl-C ended it.
+
+    `text` begins with what the chat template said for the model (`<think>`), which `token_ids` do not have.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -127,21 +138,33 @@ class Reply:
 
 
 def stream_reply(
-    model: ChatModel, prompt: Prompt, params: Any, emit: Callable[[str], None], *, stoppable: bool = False
+    model: ChatModel,
+    prompt: Prompt,
+    params: Any,
+    emit: Callable[[str], None],
+    *,
+    options: ChatOptions | None = None,
+    stoppable: bool = False,
 ) -> Reply:
-    """Let `model` answer and hand every new piece of text to `emit`.
+    """Let `model` answer and hand every new piece of text to `emit`, beginning with what the template said for it.
 
     `stoppable` makes Ctrl-C end the answer and return what there is; otherwise KeyboardInterrupt goes on.
     """
     before = Usage.of(model.stats)
+    options = options or {}
     pieces: list[str] = []
     token_ids: list[int] = []
     finish_reason: str | None = None
     prompt_tokens = 0
     try:
         # Closing lets the engine free the request's pages now and not when the garbage collector comes by.
-        with closing(model.stream(prompt, params)) as updates:
+        with closing(model.stream(prompt, params, **options)) as updates:
+            opening = model.answer_opening(prompt, **options)
             for update in updates:
+                if opening:
+                    pieces.append(opening)
+                    emit(opening)
+                    opening = ""
                 prompt_tokens = update.prompt_tokens
                 pieces.append(update.text)
                 token_ids += update.token_ids

@@ -8,13 +8,15 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlc_dsv3.chat.answer_stream import AnswerStream
+from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.memory import memory_summary
-from mlc_dsv3.chat.reply import ChatModel, Message, Prompt, Reply, Usage, stream_reply
-from mlc_dsv3.errors import USER_ERRORS
+from mlc_dsv3.chat.reply import ChatModel, Prompt, Reply, Usage, stream_reply
+from mlc_dsv3.errors import USER_ERRORS, ContextWindowError
+from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 if TYPE_CHECKING:
     from mlc_dsv3.experts.load import ExpertLoad
@@ -26,12 +28,14 @@ HELP = """\
 /help         this list
 /stats        speed, tokens reused, memory, and how evenly the last 512 tokens load the experts
 /reset        forget the conversation; the system prompt stays
+/drop [N]     forget the N oldest turns (without N: as many as free a quarter of the context window, at least one)
+/think on|off let the model think before it answers, or not, where its chat template has a switch for it
 /system TEXT  set the system prompt (without TEXT: remove it) and start over
 /exit         leave, as Ctrl-D does
 Ctrl-C stops an answer; what was said of it stays in the conversation.
 Alt-Enter, or a backslash at a line's end, begins a new line.
 A space in front sends a message that begins with a slash."""
-COMMANDS = ("/help", "/stats", "/reset", "/system", "/exit")
+COMMANDS = ("/help", "/stats", "/reset", "/drop", "/think", "/system", "/exit")
 
 
 class Session:
@@ -45,29 +49,32 @@ class Session:
         params: Any = None,
         system: str | None = None,
         raw: bool = False,
+        options: ChatOptions | None = None,
+        thinking: Collection[str] = (),
+        drops: bool = False,
         out: TextIO | None = None,
         notes: TextIO | None = None,
-        expert_load: Callable[[Prompt], tuple[int, ExpertLoad] | None] | None = None,
+        expert_load: Callable[..., tuple[int, ExpertLoad] | None] | None = None,
     ) -> None:
-        """`raw` sends each message by itself and as it is, without a chat template. `expert_load` tells of how many
-        tokens at a prompt's end, and how they load the experts, if there are any."""
+        """`raw` sends each message by itself and as it is, without a chat template. `thinking` are the template's
+        variables that switch thinking. With `drops` the oldest turns are forgotten when the conversation outgrows the
+        context window. `expert_load(prompt, **options)` tells of how many tokens at a prompt's end, and how they load
+        the experts, if there are any."""
         self._model = model
         self._read = read
         self._params = params
-        self._system = system
+        self._conversation = Conversation(system)
         self._raw = raw
+        self._options: ChatOptions = options or {}
+        self._thinking = tuple(thinking)
+        self._drops = drops
+        self._refused: Message | None = None  # the last question, where it did not fit in the context window
         self._out = AnswerStream(out or sys.stdout)
         self._notes = notes or sys.stderr
-        self._turns: list[Message] = []
         self._last: Usage | None = None
         self._expert_load = expert_load
         self._read_last: Prompt | None = None  # what the model has read and said last
         self._start = Usage.of(model.stats)
-
-    @property
-    def messages(self) -> list[Message]:
-        """The conversation as the next prompt begins."""
-        return ([{"role": "system", "content": self._system}] if self._system else []) + self._turns
 
     def run(self, *header: str) -> None:
         """Show the header's lines, then answer until the input ends or /exit."""
@@ -90,31 +97,59 @@ class Session:
 
     def _answer(self, text: str) -> None:
         question = {"role": "user", "content": text}
-        prompt: Prompt = text if self._raw else [*self.messages, question]
+        self._refused = None
         try:
-            reply = stream_reply(self._model, prompt, self._params, self._out.write, stoppable=True)
+            reply, dropped = self._reply(question)
+        except ContextWindowError as error:
+            self._refused = question
+            self._note_error(error)
+            if len(self._conversation):
+                self._note("/drop forgets the oldest turns to make room, /reset all of them; then ask again")
+            return
         except USER_ERRORS as error:
             # The question is dropped: with it in the conversation every later prompt would fail too.
-            self._note(f"error: {' '.join(str(error).split())}")
+            self._note_error(error)
             return
         self._out.write("" if reply.text.endswith("\n") else "\n")
         self._remember(question, reply)
+        if dropped:
+            self._note(f"({_forgotten(dropped)}: the context window was full)")
+
+    def _reply(self, question: Message) -> tuple[Reply, int]:
+        """The answer, and how many turns were forgotten for it."""
+        if self._raw:
+            return stream_reply(self._model, question["content"], self._params, self._out.write, stoppable=True), 0
+        return self._conversation.ask(
+            self._model,
+            question,
+            self._params,
+            self._out.write,
+            options=self._options,
+            drops=self._drops,
+            stoppable=True,
+        )
 
     def _remember(self, question: Message, reply: Reply) -> None:
         self._last = reply.usage
         if reply.finish_reason == "cancelled":
             self._note("(stopped)")
+        elif reply.finish_reason == "length" and self._is_full(reply):
+            self._note(f"(the context window of {self._model.context_window} tokens is full; /drop makes room)")
         elif reply.finish_reason == "length":
-            self._note("(cut off by max_tokens or the context window)")
+            self._note("(cut off by max_tokens)")
         if self._raw:
             self._read_last = question["content"] + reply.text
         elif reply.text:
-            self._turns += [question, {"role": "assistant", "content": reply.text}]
-            self._read_last = self.messages
+            self._conversation.add(question, reply.text)
+            self._read_last = self._conversation.messages
+
+    def _is_full(self, reply: Reply) -> bool:
+        return reply.prompt_tokens + len(reply.token_ids) >= self._model.context_window
 
     def _command(self, line: str) -> bool:
         """Obey one /command; False ends the session."""
         name, _, argument = line.strip().partition(" ")
+        argument = argument.strip()
         if name == "/help":
             self._note(HELP)
         elif name == "/stats":
@@ -123,10 +158,14 @@ class Session:
         elif name == "/reset":
             self._start_over()
             self._note("the conversation starts over")
+        elif name == "/drop":
+            self._drop(argument)
+        elif name == "/think":
+            self._think(argument)
         elif name == "/system":
-            self._system = argument.strip() or None
+            self._conversation.system = argument or None
             self._start_over()
-            self._note(f"system prompt {'set' if self._system else 'removed'}; the conversation starts over")
+            self._note(f"system prompt {'set' if argument else 'removed'}; the conversation starts over")
         elif name == "/exit":
             return False
         else:
@@ -134,8 +173,32 @@ class Session:
         return True
 
     def _start_over(self) -> None:
-        self._turns.clear()
+        self._conversation.clear()
+        self._read_last = self._refused = None
+
+    def _drop(self, argument: str) -> None:
+        if argument and not (argument.isdecimal() and int(argument)):
+            self._note(f"/drop takes how many turns to forget, not {argument}")
+            return
+        if argument:
+            dropped = self._conversation.drop(int(argument))
+        else:
+            dropped = self._conversation.make_room(self._model, self._options, self._refused)
+            dropped = dropped or self._conversation.drop(1)
         self._read_last = None
+        left = len(self._conversation)
+        self._note(f"{_forgotten(dropped)}, {left} left" if dropped else "there is no turn to forget")
+
+    def _think(self, argument: str) -> None:
+        if not self._thinking:
+            self._note("the model's chat template has no switch for thinking")
+        elif argument not in ("on", "off"):
+            self._note("/think on lets the model think before it answers, /think off does not")
+        else:
+            switched = dict.fromkeys(self._thinking, argument == "on")
+            variables = self._options.get("template_kwargs") or {}
+            self._options = {**self._options, "template_kwargs": {**variables, **switched}}
+            self._note(f"thinking is {argument} from the next answer on")
 
     def _stats(self) -> str:
         lines = [] if self._last is None else [f"last answer  {_describe(self._last)}"]
@@ -149,9 +212,9 @@ class Session:
         if self._expert_load is None or self._read_last is None:
             return
         try:
-            found = self._expert_load(self._read_last)
+            found = self._expert_load(self._read_last, **self._options)
         except USER_ERRORS as error:
-            self._note(f"error: {' '.join(str(error).split())}")
+            self._note_error(error)
             return
         except KeyboardInterrupt:
             self._note("(stopped)")
@@ -159,8 +222,15 @@ class Session:
         if found is not None:
             self._note(f"experts      {_describe_load(*found)}")
 
+    def _note_error(self, error: Exception) -> None:
+        self._note(f"error: {' '.join(str(error).split())}")
+
     def _note(self, text: str) -> None:
         print(text, file=self._notes, flush=True)
+
+
+def _forgotten(turns: int) -> str:
+    return f"the oldest {'turn is' if turns == 1 else f'{turns} turns are'} forgotten"
 
 
 def _describe(usage: Usage) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.cli.arguments import (
     add_cache_dtype,
@@ -20,7 +21,10 @@ from mlc_dsv3.cli.arguments import (
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
+    from mlc_dsv3.chat.reply import Prompt
     from mlc_dsv3.runtime.llm import LLM
+    from mlc_dsv3.runtime.messages import ChatOptions, Message
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
+    parser.add_argument(
+        "--template-kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help="variables of the model's chat template, such as '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument(
+        "--parse-control-tokens",
+        action="store_true",
+        help="let control tokens in messages act as such; by default they are text (--raw always parses them)",
+    )
+    parser.add_argument(
+        "--on-overflow",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="a question that does not fit in the context window is refused, or the oldest turns are dropped (refuse)",
+    )
     add_context_window(parser, help="tokens of a conversation, answers included (as many as fit in memory)")
     add_cache_dtype(parser)
     parser.add_argument(
@@ -55,20 +76,32 @@ def run(parsed: argparse.Namespace) -> None:
     """Load the model and talk."""
     # Everything that can be wrong in the command line is said before minutes of conversion.
     sampling_params(parsed)
-    if parsed.raw and parsed.system:
-        raise UserError("--raw sends no system prompt; leave out --system")
+    for option, given in (("--system", parsed.system), ("--template-kwargs", parsed.template_kwargs)):
+        if parsed.raw and given:
+            raise UserError(f"--raw uses no chat template; leave out {option}")
     prompt = _prompt(parsed)
-    model = _load(parsed)
+    model = _load(parsed, prompt)
     params = sampling_params(parsed, model.default_params)
     about = {"model": _model_name(parsed), "quantization": model.artifact.quantization, "device": model.device}
+    options = _options(parsed)
     if prompt is not None:
         from mlc_dsv3.chat.oneshot import answer_once
 
-        answer_once(model, prompt, params, sys.stdout, json_about=about if parsed.json else None)
+        answer_once(model, prompt, params, sys.stdout, options=options, json_about=about if parsed.json else None)
     elif parsed.json:
         from mlc_dsv3.chat.oneshot import answer_lines
 
-        answer_lines(model, sys.stdin, params, sys.stdout, system=parsed.system, raw=parsed.raw, about=about)
+        answer_lines(
+            model,
+            sys.stdin,
+            params,
+            sys.stdout,
+            system=parsed.system,
+            raw=parsed.raw,
+            about=about,
+            options=options,
+            drops=parsed.on_overflow == "drop",
+        )
     else:
         from mlc_dsv3.chat.session import Session
         from mlc_dsv3.chat.terminal import message_reader
@@ -80,27 +113,58 @@ def run(parsed: argparse.Namespace) -> None:
             params=params,
             system=parsed.system,
             raw=parsed.raw,
+            options=options,
+            thinking=() if parsed.raw else model.tokenizer.thinking_variables,
+            drops=parsed.on_overflow == "drop",
             expert_load=partial(recent_load, model),
         )
         session.run(*_header(parsed, about))
 
 
-def _prompt(parsed: argparse.Namespace) -> str | list[dict[str, str]] | None:
+def _prompt(parsed: argparse.Namespace) -> Prompt | None:
     if parsed.prompt is None:
         return None
     text = sys.stdin.read() if parsed.prompt == "-" else parsed.prompt
     if not text.strip():
         raise UserError("standard input has no prompt" if parsed.prompt == "-" else "--prompt is empty")
-    if parsed.raw:
-        return text
+    return text if parsed.raw else _messages(parsed, text.strip())
+
+
+def _messages(parsed: argparse.Namespace, text: str) -> list[Message]:
     system = [{"role": "system", "content": parsed.system}] if parsed.system else []
-    return [*system, {"role": "user", "content": text.strip()}]
+    return [*system, {"role": "user", "content": text}]
 
 
-def _load(parsed: argparse.Namespace) -> LLM:
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, such as {{"thinking": true}}')
+    return value
+
+
+def _options(parsed: argparse.Namespace) -> ChatOptions:
+    return {"template_kwargs": parsed.template_kwargs or {}, "parse_control_tokens": parsed.parse_control_tokens}
+
+
+def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenizer: Tokenizer) -> None:
+    """UserError for what a conversation, or this prompt, would fail on: said before minutes of conversion."""
+    if parsed.raw:
+        return
+    unknown = sorted((parsed.template_kwargs or {}).keys() - tokenizer.chat_template.variables)
+    if unknown:
+        raise UserError(
+            f"the chat template in {tokenizer.chat_template.origin} has no variable {unknown[0]} (--template-kwargs)"
+        )
+    tokenizer.chat_prompt(prompt or _messages(parsed, "Hello"), **_options(parsed))
+
+
+def _load(parsed: argparse.Namespace, prompt: Prompt | None) -> LLM:
     from mlc_dsv3.runtime.llm import LLM
 
-    model = LLM(
+    return LLM(
         parsed.model,
         quantization=parsed.quantization,
         device=parsed.device,
@@ -110,11 +174,8 @@ def _load(parsed: argparse.Namespace) -> LLM:
         ignore_config_fields=parsed.ignore_config_field,
         without_mtp=parsed.no_mtp,
         speculative=parsed.speculative,
+        check_tokenizer=partial(_check_tokenizer, parsed, prompt),
     )
-    # What a conversation cannot do without is missed now and not after the first message.
-    if not parsed.raw:
-        _ = model.tokenizer.chat_template
-    return model
 
 
 def _model_name(parsed: argparse.Namespace) -> str:

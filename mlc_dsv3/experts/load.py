@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from mlc_dsv3.experts.reading import STRETCH, Read, moe_layers
 from mlc_dsv3.experts.routing import chosen_experts
 from mlc_dsv3.experts.watch import RouterWatch
+from mlc_dsv3.runtime.messages import ChatOptions
 from relax_model.config import RouterConfig
 
 if TYPE_CHECKING:
@@ -59,14 +60,16 @@ def count_load(
     return ExpertLoad(tuple(layers), counts)
 
 
-def recent_load(model: LLM, prompt: str | Sequence[dict[str, Any]]) -> tuple[int, ExpertLoad] | None:
+def recent_load(
+    model: LLM, prompt: str | Sequence[dict[str, Any]], **options: Unpack[ChatOptions]
+) -> tuple[int, ExpertLoad] | None:
     """How many tokens, at most `STRETCH`, the end of a prompt or a conversation has, and how they load the experts.
     None for a model without experts."""
     config = model.artifact.model_config
     if config.router is None:
         return None
     watch = RouterWatch(config.router)
-    count = model.read(prompt, watch.on, last=STRETCH)
+    count = model.read(prompt, watch.on, last=STRETCH, **options)
     layers = moe_layers(config)
     routed = watch.take()
     # A step is a layer after the other, and there may be several.

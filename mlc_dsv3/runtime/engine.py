@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import ContextWindowError, UserError
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
 from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table
@@ -95,7 +95,7 @@ class Engine:
         """Raise UserError for what this model cannot take."""
         self._check_tokens(prompt, "the prompt")
         if len(prompt) >= self.context_window:
-            raise UserError(
+            raise ContextWindowError(
                 f"the prompt has {len(prompt)} tokens; the context window of {self.context_window} has room for "
                 f"{self.context_window - 1} and one to generate"
             )

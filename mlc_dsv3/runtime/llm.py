@@ -46,6 +46,8 @@ class LLM:
         answers are the same, token for token.
     ignore_config_fields: fields of config.json to pass over although they are not understood.
     without_mtp: leave out the checkpoint's MTP layers.
+    check_tokenizer: called with the tokenizer before anything is converted or compiled. Then a model without one is an
+        error; otherwise its prompts are token ids.
 
     May be used from several threads, and not in processes forked after it was made (ForkError). Raises UserError for
     whatever a user can get wrong.
@@ -66,6 +68,7 @@ class LLM:
         ignore_config_fields: Collection[str] = (),
         speculative: str | int = "auto",
         without_mtp: bool = False,
+        check_tokenizer: Callable[[Tokenizer], None] | None = None,
     ) -> None:
         from mlc_dsv3.runtime.model import CompiledModel
         from mlc_dsv3.runtime.prepare import prepare
@@ -82,9 +85,9 @@ class LLM:
             ignore_config_fields=ignore_config_fields,
             room=room,
             without_mtp=without_mtp,
+            before_making=lambda folder: self._read_tokenizer(folder, check_tokenizer),
         )
         self.artifact, self.device = prepared.artifact, prepared.device
-        self._tokenizer, self._tokenizer_error = _load_tokenizer(self.artifact.path)
         compiled = CompiledModel.load(self.artifact, prepared.library, threads=threads)
         limits = compiled.metadata
         batch = room.batch(limits.max_rows)
@@ -285,6 +288,11 @@ class LLM:
         if not len(conversation):
             raise UserError("the conversation is empty; it needs at least one message")
         return self.tokenizer.chat_prompt(conversation, **options)
+
+    def _read_tokenizer(self, folder: Path, check: Callable[[Tokenizer], None] | None) -> None:
+        self._tokenizer, self._tokenizer_error = _load_tokenizer(folder)
+        if check is not None:
+            check(self.tokenizer)
 
     def _detokenizer(self) -> Callable[[], Detokenizer]:
         from mlc_dsv3.runtime.detokenizer import Detokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,14 @@ def prepare(
     ignore_config_fields: Collection[str] = (),
     room: Room | None = None,
     without_mtp: bool = False,
+    before_making: Callable[[Path], None] = lambda folder: None,
 ) -> Prepared:
     """The artifact and library of `model` (a checkpoint, an artifact, a Hub name; None is the demo).
 
     `model_lib` is a library to use as it is; `cache_dtype` is the latent cache's; `without_mtp` leaves out a
-    checkpoint's MTP layers. UserError for what cannot be found, converted or compiled, and before that for weights and
-    a `room` that do not fit in the device's memory.
+    checkpoint's MTP layers. `before_making` gets the model's folder when its configuration has been read and nothing
+    has been made; it may raise. UserError for what cannot be found, converted or compiled, and before that for weights
+    and a `room` that do not fit in the device's memory.
     """
     target = resolve_target(device, cache_dtype=cache_dtype)
     if model is None:
@@ -71,12 +73,14 @@ def prepare(
         artifact = Artifact.open(folder)
         if without_mtp:
             refuse_mtp_layers(folder, artifact.model_config)
+        before_making(folder)
         stored = stored or target.stored_as(quantization or artifact.quantization)
         _refuse_unless_it_fits(room, artifact.model_config, stored, target, metadata)
         artifact = _packed(artifact, name, stored)
     else:
         stored = stored or target.stored_as(quantization or target.default("quantization"))
         checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields, without_mtp=without_mtp)
+        before_making(folder)
         _refuse_unless_it_fits(room, checkpoint.model_config, stored, target, metadata)
         artifact = _converted(checkpoint, name, stored, ignore_config_fields)
     library = Path(model_lib) if model_lib is not None else _library(artifact, name, target)

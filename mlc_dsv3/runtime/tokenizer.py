@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.control_tokens import BREAK, OWN, THINK
-from mlc_dsv3.runtime.messages import Conversation, template_messages
+from mlc_dsv3.runtime.control_tokens import BREAK, END_OF_THINK, OWN, THINK
+from mlc_dsv3.runtime.messages import ChatOptions, Conversation, template_messages
 from mlc_dsv3.runtime.template import ChatTemplate
 from mlc_dsv3.runtime.vocabulary import TiktokenVocabulary, TokenizersVocabulary, Vocabulary
 from mlc_dsv3.weights.files import read_json
 
+_THINKING = ("thinking", "enable_thinking")  # DeepSeek-V3.1's; GLM's and Youtu's
 SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -93,46 +94,44 @@ class Tokenizer:
         return self._template
 
     def chat_prompt(
-        self,
-        conversation: Conversation,
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        parse_control_tokens: bool = False,
+        self, conversation: Conversation, *, add_generation_prompt: bool = True, **options: Unpack[ChatOptions]
     ) -> list[int]:
-        """The ids of a conversation as the checkpoint's chat template writes it; `ChatOptions` explains the arguments.
+        """The ids of a conversation as the checkpoint's chat template writes it.
 
-        Control tokens in the text of messages, tools and documents become ordinary text unless `parse_control_tokens`.
-        Raises UserError where there is no template, or with the template's words where it refuses the conversation.
+        Control tokens in the text of messages, tools and documents become ordinary text unless the options say
+        otherwise. Raises UserError where there is no template, or with the template's words where it refuses.
         """
-        rendered = self._rendered(
-            conversation, tools, template_kwargs, parse_control_tokens, add_generation_prompt=add_generation_prompt
-        )
+        rendered = self._rendered(conversation, add_generation_prompt, **options)
         # Most conversations spell out no control token, and need no second vocabulary.
         return self.encode(rendered) if BREAK not in rendered else self._encode_broken(rendered)
 
-    def answer_opening(
-        self,
-        conversation: Conversation,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        parse_control_tokens: bool = False,
-    ) -> str:
-        """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing."""
-        rendered = self._rendered(conversation, tools, template_kwargs, parse_control_tokens)
-        opening = re.search(rf"{THINK}\s*\Z", rendered)
-        return opening[0] if opening else ""
+    def answer_opening(self, conversation: Conversation, **options: Unpack[ChatOptions]) -> str:
+        """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing.
+
+        Nothing also where answers do not show where the thought ends, since `</think>` is a special token.
+        """
+        opening = re.search(rf"{THINK}\s*\Z", self._rendered(conversation, **options))
+        end = self._vocabulary.token_id(END_OF_THINK)
+        shown = end is None or self.token_bytes(end) != b""
+        return opening[0] if opening and shown else ""
+
+    @property
+    def thinking_variables(self) -> tuple[str, ...]:
+        """The variables of the chat template that switch thinking: those of the known names that change a prompt."""
+
+        def prompt(name: str, value: bool) -> str:
+            return self._rendered([{"role": "user", "content": "x"}], template_kwargs={name: value})
+
+        return tuple(name for name in _THINKING if prompt(name, True) != prompt(name, False))
 
     def _rendered(
         self,
         conversation: Conversation,
-        tools: Sequence[Mapping[str, Any]] | None,
-        template_kwargs: Mapping[str, Any] | None,
-        parse_control_tokens: bool,
-        *,
         add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        parse_control_tokens: bool = False,
     ) -> str:
         messages, variables = template_messages(conversation), dict(template_kwargs or {})
         if not parse_control_tokens:

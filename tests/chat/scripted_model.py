@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import ContextWindowError, UserError
 from mlc_dsv3.runtime.engine import EngineStats
 
 
@@ -19,8 +19,12 @@ from mlc_dsv3.runtime.engine import EngineStats
 class ScriptedModel:
     """Echoes the last message word by word and counts as the engine does; some words make something happen.
 
-    "interrupt" sends this process Ctrl-C, "slowly" waits between words, "fail" is refused.
+    "interrupt" sends this process Ctrl-C, "slowly" waits between words, "fail" is refused. A message has ten tokens.
     """
+
+    context_window: int = 1000
+    opening: str = ""
+    options: list[Any] = field(default_factory=list)
 
     prompts: list[Any] = field(default_factory=list)
     params: list[Any] = field(default_factory=list)
@@ -28,13 +32,23 @@ class ScriptedModel:
     closed: int = 0
     stats: EngineStats = field(default_factory=EngineStats)
 
-    def stream(self, prompt: Any, params: Any) -> Generator[SimpleNamespace]:
+    def prompt_tokens(self, prompt: Any, **options: Any) -> list[int]:
+        return [0] * (10 if isinstance(prompt, str) else 10 * len(prompt))
+
+    def answer_opening(self, prompt: Any, **options: Any) -> str:
+        return "" if isinstance(prompt, str) else self.opening
+
+    def stream(self, prompt: Any, params: Any, **options: Any) -> Generator[SimpleNamespace]:
+        count = len(self.prompt_tokens(prompt))
+        if count >= self.context_window:
+            raise ContextWindowError(f"the prompt has {count} tokens")
         self.prompts.append(prompt)
         self.params.append(params)
+        self.options.append(options)
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if "fail" in text:
             raise UserError("the prompt has 9 tokens;\nthe context window of 8 has no room")
-        self.streams.append(self._updates(f"You said: {text}", 10 if isinstance(prompt, str) else 10 * len(prompt)))
+        self.streams.append(self._updates(f"You said: {text}", count))
         return self.streams[-1]
 
     def _updates(self, text: str, prompt_tokens: int) -> Generator[SimpleNamespace]:

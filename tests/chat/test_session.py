@@ -13,18 +13,19 @@ import pytest
 from scripted_model import ScriptedModel
 
 from mlc_dsv3.chat.answer_stream import AnswerStream
+from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.oneshot import answer_lines, answer_once
 from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
 from mlc_dsv3.chat.terminal import data_folder, line_reader
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import ContextWindowError, UserError
 from mlc_dsv3.experts.load import ExpertLoad
 
 
-def hold(text: str, **options: object) -> tuple[ScriptedModel, str, str]:
+def hold(text: str, model: ScriptedModel | None = None, **options: object) -> tuple[ScriptedModel, str, str]:
     """A session over lines of input; the model afterwards, the answers and the notes."""
-    model, out, notes = ScriptedModel(), io.StringIO(), io.StringIO()
+    model, out, notes = model or ScriptedModel(), io.StringIO(), io.StringIO()
     Session(model, line_reader(io.StringIO(text)), out=out, notes=notes, **options).run("header")
     return model, out.getvalue(), notes.getvalue()
 
@@ -102,7 +103,7 @@ def test_stats_tell_what_became_of_drafts() -> None:
 def test_stats_tell_how_the_conversation_loads_the_experts() -> None:
     read: list[object] = []
 
-    def load(prompt: object) -> tuple[int, ExpertLoad]:
+    def load(prompt: object, **options: object) -> tuple[int, ExpertLoad]:
         read.append(prompt)
         return 12, ExpertLoad((1, 2), np.array([[6, 6, 6, 6], [0, 12, 6, 6]]))
 
@@ -126,7 +127,7 @@ def test_stats_tell_how_the_conversation_loads_the_experts() -> None:
     [(UserError("the template\nwants a question"), "error: the template wants"), (KeyboardInterrupt(), "(stopped)")],
 )
 def test_a_session_goes_on_where_the_experts_load_is_not_to_be_had(raised: BaseException, said: str) -> None:
-    def load(prompt: object) -> None:
+    def load(prompt: object, **options: object) -> None:
         raise raised
 
     _, out, notes = hold("hello\n/stats\nagain\n", expert_load=load)
@@ -152,6 +153,124 @@ def test_a_refused_prompt_is_said_in_one_line_and_dropped() -> None:
     assert "error: the prompt has 9 tokens; the context window of 8 has no room\n" in notes
     assert [message["content"] for message in model.prompts[2]] == ["one", "You said: one", "two"]
     assert out == "You said: one\nYou said: two\n"
+
+
+def small(window: int) -> ScriptedModel:
+    """A model whose context window has room for prompts of fewer than `window` tokens, at ten a message."""
+    return ScriptedModel(context_window=window)
+
+
+def contents(prompt: list[dict]) -> list[str]:
+    return [message["content"] for message in prompt]
+
+
+def test_a_conversation_that_outgrows_the_window_offers_drop_and_reset() -> None:
+    # The system prompt, two turns and a question are 60 tokens.
+    model, out, notes = hold("one\ntwo\nthree\n/drop\nthree\n", model=small(60), system="Be brief.")
+    assert "error: the prompt has 60 tokens\n/drop forgets the oldest turns to make room, /reset all" in notes
+    # With 45 tokens at most, one of the two turns goes.
+    assert "the oldest turn is forgotten, 1 left\n" in notes
+    assert contents(model.prompts[-1]) == ["Be brief.", "two", "You said: two", "three"]
+    assert out == "You said: one\nYou said: two\nYou said: three\n"
+
+
+def test_reset_is_as_good_a_way_on() -> None:
+    model, _, _ = hold("one\ntwo\n/reset\ntwo\n", model=small(30), system="Be brief.")
+    assert [contents(prompt) for prompt in model.prompts] == [["Be brief.", "one"], ["Be brief.", "two"]]
+
+
+def test_a_message_that_is_too_long_by_itself_has_nothing_offered() -> None:
+    _, _, notes = hold("one\n/drop\n", model=small(20), system="Be brief.")
+    assert notes == "header\nerror: the prompt has 20 tokens\nthere is no turn to forget\n"
+
+
+def test_drop_forgets_as_many_turns_as_it_is_told() -> None:
+    model, _, notes = hold("one\ntwo\nthree\n/drop 2\nfour\n/drop 9\nfive\n/drop\n/drop\n/drop x\n/drop 0\n")
+    assert contents(model.prompts[3]) == ["three", "You said: three", "four"]
+    assert contents(model.prompts[4]) == ["five"]
+    assert notes.splitlines()[1:] == [
+        "the oldest 2 turns are forgotten, 1 left",
+        "the oldest 2 turns are forgotten, 0 left",
+        "the oldest turn is forgotten, 0 left",
+        "there is no turn to forget",
+        "/drop takes how many turns to forget, not x",
+        "/drop takes how many turns to forget, not 0",
+    ]
+
+
+def test_the_oldest_turns_are_dropped_by_themselves_where_that_is_asked_for() -> None:
+    questions = [f"number {i}" for i in range(12)]
+    model, _, notes = hold("\n".join(questions), model=small(100), system="Be brief.", drops=True)
+    assert [contents(prompt)[-1] for prompt in model.prompts] == questions
+    assert all(contents(prompt)[0] == "Be brief." for prompt in model.prompts)
+    # A quarter of the window is freed at once: 10 + 20·turns + 10 tokens are at most 75 with two turns.
+    assert [len(prompt) for prompt in model.prompts] == [2, 4, 6, 8, 6, 8, 6, 8, 6, 8, 6, 8]
+    assert notes.count("(the oldest 2 turns are forgotten: the context window was full)") == 4
+
+
+def test_no_turn_is_dropped_for_a_message_that_is_too_long_by_itself() -> None:
+    conversation, model = Conversation(None), small(100)
+    for name in "abc":
+        conversation.add({"role": "user", "content": name}, name)
+    model.prompt_tokens = lambda messages, **_: [0] * (200 if messages[-1]["content"] == "long" else 10 * len(messages))
+    assert conversation.make_room(model, {}, {"role": "user", "content": "long"}) == 0
+    assert len(conversation) == 3
+
+
+def test_an_answer_that_fills_the_window_says_how_to_go_on() -> None:
+    class Cut(ScriptedModel):
+        def _updates(self, text: str, prompt_tokens: int):
+            for update in super()._updates(text, prompt_tokens):
+                update.finish_reason = update.finish_reason and "length"
+                yield update
+
+    # The prompt has ten tokens, the answer three.
+    said = {window: hold("one\n", model=Cut(context_window=window))[2] for window in (13, 14)}
+    assert "(the context window of 13 tokens is full; /drop makes room)" in said[13]
+    assert "(cut off by max_tokens)" in said[14]
+
+
+def test_json_lines_drop_turns_on_request_and_say_so() -> None:
+    out = io.StringIO()
+    options = {"system": "Be brief.", "raw": False, "about": {}}
+    answer_lines(small(50), io.StringIO("one\ntwo\nthree\n"), None, out, drops=True, **options)
+    assert [json.loads(line)["dropped_turns"] for line in out.getvalue().splitlines()] == [0, 0, 2]
+    with pytest.raises(ContextWindowError):
+        answer_lines(small(50), io.StringIO("one\ntwo\nthree\n"), None, io.StringIO(), **options)
+
+
+def test_thinking_is_switched_where_the_template_knows_it() -> None:
+    given = {"template_kwargs": {"a": 1, "thinking": None}, "parse_control_tokens": True}
+    model, _, notes = hold(
+        "one\n/think on\ntwo\n/think off\nthree\n/think\n/think maybe\n", thinking=("thinking",), options=given
+    )
+    assert [options["template_kwargs"] for options in model.options] == [
+        {"a": 1, "thinking": None},
+        {"a": 1, "thinking": True},
+        {"a": 1, "thinking": False},
+    ]
+    assert all(options["parse_control_tokens"] for options in model.options)
+    assert "thinking is on from the next answer on" in notes
+    assert notes.count("/think on lets the model think before it answers") == 2
+    _, _, notes = hold("/think on\n")
+    assert "the model's chat template has no switch for thinking" in notes
+
+
+def test_what_the_template_says_for_the_model_is_shown_and_remembered() -> None:
+    model, out, _ = hold("one\ntwo\n", model=ScriptedModel(opening="<think>\n"))
+    assert out == "<think>\nYou said: one\n<think>\nYou said: two\n"
+    assert model.prompts[1][1] == {"role": "assistant", "content": "<think>\nYou said: one"}
+    once, as_json = io.StringIO(), io.StringIO()
+    question = [{"role": "user", "content": "hello"}]
+    answer_once(model, question, None, once)
+    answer_once(model, question, None, as_json, json_about={})
+    assert once.getvalue() == "<think>\nYou said: hello\n"
+    answer = json.loads(as_json.getvalue())
+    assert (answer["text"], answer["token_ids"]) == ("<think>\nYou said: hello", [100, 101, 102])
+
+
+def test_a_refused_prompt_shows_no_opening() -> None:
+    assert hold("fail\n", model=ScriptedModel(opening="<think>"))[1] == ""
 
 
 def test_a_backslash_joins_lines_and_blank_lines_are_passed_over() -> None:

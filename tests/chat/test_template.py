@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 
 import pytest
+import tokenizers
 from chat_checkpoints import TEMPLATES, byte_level_checkpoint, tiktoken_checkpoint, write_json
 
 from mlc_dsv3.errors import UserError
@@ -129,6 +130,54 @@ def test_reasoning_goes_by_either_name(tmp_path: Path) -> None:
     for name in ("reasoning", "reasoning_content"):
         message = {"role": "assistant", "content": "4", name: [{"type": "text", "text": "because"}]}
         assert tokenizer.decode(tokenizer.chat_prompt([message])) == "because because"
+
+
+# After DeepSeek-V3.1: the variable gets a default where it is not given.
+DEEPSEEK_V31 = """{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}\
+{% for m in messages %}{{ '<｜User｜>' + m.content }}{% endfor %}\
+{% if add_generation_prompt %}<｜Assistant｜>{{ '<think>' if thinking else '</think>' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "opening", "switched"),
+    [
+        (TEMPLATES["deepseek_v3"], (), "<think>\n", "<think>\n"),
+        (TEMPLATES["glm4"], ("enable_thinking",), "<think>", ""),
+        (TEMPLATES["kimi"], (), "", ""),
+        (TEMPLATES["youtu"], ("enable_thinking",), "", ""),
+        (DEEPSEEK_V31, ("thinking",), "", "<think>"),
+    ],
+)
+def test_what_a_template_says_of_thinking_is_known(
+    tmp_path: Path, template: str, variables: tuple[str, ...], opening: str, switched: str
+) -> None:
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path, template))
+    assert tokenizer.thinking_variables == variables
+    assert set(variables) <= tokenizer.chat_template.variables
+    messages = [{"role": "user", "content": "x"}]
+    assert tokenizer.answer_opening(messages) == opening
+    options = dict.fromkeys(variables, template == DEEPSEEK_V31)
+    assert tokenizer.answer_opening(messages, template_kwargs=options) == switched
+
+
+def test_a_thought_whose_end_is_a_special_token_has_no_opening_either(tmp_path: Path) -> None:
+    byte_level_checkpoint(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_special_tokens(["<think>", "</think>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).answer_opening([{"role": "user", "content": "x"}]) == ""
+
+
+def test_a_users_tag_at_the_prompts_end_is_no_opening(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path, "{{ messages[0].content }}"))
+    assert tokenizer.answer_opening([{"role": "user", "content": "what is <think>"}]) == ""
+
+
+def test_a_template_has_its_conversation_from_the_caller_alone(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path))
+    for name in ("messages", "tools", "add_generation_prompt"):
+        with pytest.raises(UserError, match=f"the variable {name} of the chat template"):
+            tokenizer.chat_prompt([{"role": "user", "content": "x"}], template_kwargs={name: 1})
 
 
 @pytest.mark.parametrize(

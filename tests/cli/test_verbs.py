@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -250,10 +251,12 @@ class FakeLLM:
     made: dict[str, object]
     template_error: UserError | None = None
     answer = "An answer."
+    context_window = 100
 
-    def __init__(self, model: object, **options: object) -> None:
+    def __init__(self, model: object, *, check_tokenizer: Callable, **options: object) -> None:
         from mlc_dsv3.runtime.sampling import SamplingParams
 
+        check_tokenizer(self.tokenizer)
         FakeLLM.made = {"model": model, **options}
         self.artifact = SimpleNamespace(quantization="q4f16_1")
         self.device = "cpu"
@@ -262,12 +265,18 @@ class FakeLLM:
 
     @property
     def tokenizer(self) -> SimpleNamespace:
-        if self.template_error is not None:
-            raise self.template_error
-        return SimpleNamespace(chat_template="x")
+        def chat_prompt(prompt: object, **_: object) -> None:
+            if self.template_error is not None:
+                raise self.template_error
 
-    def stream(self, prompt: object, params: object):
-        FakeLLM.made |= {"prompt": prompt, "params": params}
+        template = SimpleNamespace(variables={"messages", "thinking"}, origin="folder/chat_template.jinja")
+        return SimpleNamespace(chat_template=template, chat_prompt=chat_prompt, thinking_variables=("thinking",))
+
+    def answer_opening(self, prompt: object, **options: object) -> str:
+        return ""
+
+    def stream(self, prompt: object, params: object, **options: object):
+        FakeLLM.made |= {"prompt": prompt, "params": params, **options}
         yield SimpleNamespace(text=self.answer, token_ids=(1, 2), finish_reason="stop", prompt_tokens=3)
 
 
@@ -366,7 +375,11 @@ def test_chat_holds_a_session_and_introduces_the_demo(
         (["--top-p", "1.5"], "top_p is 1.5"),
         (["--prompt", "  "], "--prompt is empty"),
         (["--prompt", "-"], "standard input has no prompt"),
-        (["--raw", "--system", "x"], "--raw sends no system prompt"),
+        (["--raw", "--system", "x"], "--raw uses no chat template; leave out --system"),
+        (["--raw", "--template-kwargs", '{"thinking": true}'], "leave out --template-kwargs"),
+        (["--template-kwargs", "{thinking: true}"], "--template-kwargs: '{thinking: true}' is not valid JSON"),
+        (["--template-kwargs", "[1]"], "'[1]' is not a JSON object, such as {\"thinking\": true}"),
+        (["--on-overflow", "forget"], "--on-overflow: invalid choice: 'forget'"),
     ],
 )
 def test_chat_refuses_before_it_loads_anything(
@@ -386,3 +399,71 @@ def test_chat_misses_a_template_before_the_first_message(
     monkeypatch.setattr(llm, "template_error", UserError("tiny has no chat template"))
     assert "no chat template" in complaint("chat", "tiny", "--prompt", "x")
     assert main(["chat", "tiny", "--prompt", "x", "--raw"]) == 0
+
+
+def test_chat_hands_on_what_the_template_is_to_be_told(llm: type[FakeLLM], complaint: Callable[..., str]) -> None:
+    options = ["--template-kwargs", '{"thinking": true}', "--parse-control-tokens"]
+    assert main(["chat", "--prompt", "x", *options]) == 0
+    assert (llm.made["template_kwargs"], llm.made["parse_control_tokens"]) == ({"thinking": True}, True)
+    assert main(["chat", "--prompt", "x"]) == 0
+    assert (llm.made["template_kwargs"], llm.made["parse_control_tokens"]) == ({}, False)
+
+
+def test_chat_refuses_a_variable_that_the_template_does_not_have(
+    llm: type[FakeLLM], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "--template-kwargs", '{"thinknig": true, "thinking": true}']) == 2
+    assert "the chat template in folder/chat_template.jinja has no variable thinknig" in capsys.readouterr().err
+
+
+def without(checkpoint: Path, folder: Path, *names: str) -> Path:
+    """A checkpoint without some of its files."""
+    return Path(shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns(*names)))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "said"),
+    [
+        (lambda source, to: without(source, to, "tokenizer*"), (), "has no tokenizer"),
+        (lambda source, to: without(source, to, "tokenizer*"), ("--raw",), "has no tokenizer"),
+        (lambda source, to: with_template(source, to, None), (), "has no chat template"),
+        (lambda source, to: with_template(source, to, "{% if %}"), (), "not valid Jinja"),
+        (lambda source, to: with_template(source, to, REFUSING), ("--system", "Be brief."), "no system prompts here"),
+        (lambda source, to: with_template(source, to, REFUSING), ("--template-kwargs", '{"x": 1}'), "no variable x"),
+    ],
+)
+@pytest.mark.parametrize("made", ["checkpoint", "artifact"])
+def test_chat_misses_what_a_conversation_needs_before_it_converts_or_compiles(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    complaint: Callable[..., str],
+    tmp_path: Path,
+    made: str,
+    make: Callable[[Path, Path], Path],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made something")
+
+    for name in ("convert", "pack_artifact", "cached_library"):
+        monkeypatch.setattr(f"mlc_dsv3.runtime.prepare.{name}", never)
+    folder = make(request.getfixturevalue(made), tmp_path / "copy")
+    capsys.readouterr()  # what made the fixture says its name
+    assert said in complaint("chat", folder, "--prompt", "x", *arguments)
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompts here') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+
+def with_template(checkpoint: Path, folder: Path, template: str | None) -> Path:
+    """A checkpoint with another chat template, or with none."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    return folder

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +31,12 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [1, *text.encode()] if add_special_tokens else list(text.encode())
 
-    def chat_prompt(self, messages: list[dict], add_generation_prompt: bool = True, **variables: object) -> list[int]:
+    def answer_opening(self, messages: list[dict], **options: object) -> str:
+        self.options = options
+        return "<think>"
+
+    def chat_prompt(self, messages: list[dict], **options: object) -> list[int]:
+        self.options = options
         return list("".join(f"{message['role'][0]}{message['content']}\n" for message in messages).encode())
 
 
@@ -43,6 +48,7 @@ class Parts:
         self.chat_config: dict = {}
         self.tokenizer: FakeTokenizer | UserError = FakeTokenizer()
         self.asked: tuple = ()
+        self.made = 0
 
     def prepare(
         self,
@@ -51,8 +57,11 @@ class Parts:
         ignore_config_fields: Collection[str],
         room: object,
         without_mtp: bool,
+        before_making: Callable[[Path], None],
     ) -> SimpleNamespace:
         self.asked = (*asked, cache_dtype, ignore_config_fields, without_mtp)
+        before_making(Path("folder"))
+        self.made += 1
         artifact = SimpleNamespace(path=Path("artifact"), chat_config=self.chat_config)
         return SimpleNamespace(artifact=artifact, library=Path("library"), device="cpu")
 
@@ -192,6 +201,27 @@ def test_what_was_asked_for_reaches_the_preparation(parts: Parts) -> None:
     options = {"model_lib": "lib.so", "cache_dtype": "int8", "ignore_config_fields": ["odd"], "without_mtp": True}
     LLM("folder", quantization="q0f32", device="cpu", **options)
     assert parts.asked == ("folder", "q0f32", "cpu", Path("lib.so"), "int8", ["odd"], True)
+
+
+def test_how_conversations_are_rendered_reaches_the_tokenizer(parts: Parts) -> None:
+    llm, message = LLM(), [{"role": "user", "content": "hello"}]
+    options = {"tools": [{"name": "f"}], "template_kwargs": {"thinking": True}, "parse_control_tokens": True}
+    for call in (llm.chat, llm.stream, llm.prompt_tokens, llm.answer_opening):
+        parts.tokenizer.options = None
+        call(message, **options)
+        assert parts.tokenizer.options == options
+    assert llm.answer_opening(message) == "<think>"
+    assert llm.answer_opening("hello") == ""
+
+
+def test_the_tokenizer_is_checked_before_anything_is_made(parts: Parts) -> None:
+    seen = []
+    LLM(check_tokenizer=seen.append)
+    assert (seen, parts.made) == ([parts.tokenizer], 1)
+    parts.tokenizer = UserError("folder has no tokenizer")
+    with pytest.raises(UserError, match="folder has no tokenizer"):
+        LLM(check_tokenizer=seen.append)
+    assert (len(seen), parts.made) == (1, 1)
 
 
 def test_without_a_tokenizer_token_ids_still_work(parts: Parts) -> None:
