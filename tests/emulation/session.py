@@ -62,8 +62,7 @@ def configure(config: pytest.Config) -> None:
             # Only a new process looks for libraries in other folders.
             config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
             os.execv(sys.executable, [sys.executable, "-m", "pytest", *config.invocation_params.args])
-    if not hasattr(config, "workerinput"):
-        _choose_tests(config, device)
+    _choose_tests(config, device)
     if device == "metal" and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
         import emulated_metal  # noqa: F401  importing it installs it
 
