@@ -15,14 +15,14 @@ from relax_model.layout import FloatLayout, GroupLayout, Layout, PackedLayout
 _STEPS = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
 _SMALLEST_SCALE = 2.0**-126  # of a group of e4m3
 _E4M3_STEP = _SMALLEST_SCALE * 2.0**-9
-_GROUP = 32  # of formats without groups
 # Of a group whose largest value is beyond so many steps, rounding to the steps takes a 32nd of that value at most.
 _SMALL = 16
 
 
 @dataclass(frozen=True)
 class Underflow:
-    """groups: those of values that are not all zero and become so; lost: sum of the squares of what goes missing."""
+    """groups: those of values that are not all zero and become so (a row is one where a format has no groups);
+    lost: sum of the squares of what goes missing."""
 
     groups: int = 0
     lost: float = 0.0
@@ -42,7 +42,7 @@ def underflow(layout: Layout, values: np.ndarray, stored: Arrays) -> Underflow:
     step = smallest_number(layout)
     if "q_scale" in stored and stored["q_scale"].min() > (_SMALLEST_SCALE if step == _E4M3_STEP else _SMALL * step):
         return Underflow()  # a glance at the scales shows that no group is small
-    size = _GROUP if isinstance(layout, FloatLayout) else _group_size(layout)
+    size = values.shape[1] if isinstance(layout, FloatLayout) else _group_size(layout)
     groups = np.pad(values, ((0, 0), (0, -values.shape[1] % size))).reshape(-1, size)
     largest = np.abs(groups).max(axis=1)
     small = groups[(largest > 0) & (largest < _SMALL * step)].astype(np.float64)

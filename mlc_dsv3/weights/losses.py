@@ -62,7 +62,7 @@ class Losses:
         """Warn of groups that became zero in tensors that are otherwise kept."""
         if not self._vanished:
             return
-        first, *others = self._vanished
+        first, *others = sorted(self._vanished)
         more = f" and {len(others)} more tensors" if others else ""
         warn(
             f"{sum(self._vanished.values())} groups of values in {first}{more} lie below the smallest number of "

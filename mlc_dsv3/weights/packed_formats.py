@@ -34,6 +34,7 @@ _FORMATS = (
     _format("compressed-tensors nvfp4-pack-quantized", "weight_packed weight_scale weight_global_scale"),
     _format("compressed-tensors mxfp4-pack-quantized", "weight_packed weight_scale", "U8"),
     _format("compressed-tensors pack-quantized", "weight_packed weight_scale"),
+    _format("ModelOpt NVFP4", "weight weight_scale weight_scale_2", "U8"),
     _format("GPTQ", "qweight g_idx"),
     _format("AWQ or GPTQ", "qweight qzeros"),
     _format("bitsandbytes 4 bits", "absmax"),
@@ -45,12 +46,17 @@ _FORMATS = (
 )
 
 
+_OURS = {"weight", "weight_scale_inv"}
+
+
 def packed_weight(tensors: Mapping[str, TensorEntry]) -> str | None:
     """What is said of the first weight in a format that is not read; None where there is no such weight.
 
     `tensors` has the names of the family.
     """
     for module, found in _modules(tensors).items():
+        if found.keys() <= _OURS:
+            continue
         known = next((each.title for each in _FORMATS if each.matches(found)), None)
         if known is not None:
             listed = ", ".join(f"{leaf} ({dtype})" for leaf, dtype in sorted(found.items()))

@@ -127,6 +127,7 @@ PACKED = {
     "AWQ or GPTQ": {"qweight": I32, "qzeros": I32, "scales": np.float16},
     "bitsandbytes 4 bits": {"weight": U8, "weight.absmax": U8, "weight.quant_map": np.float32},
     "bitsandbytes 8 bits": {"weight": np.int8, "SCB": np.float32},
+    "ModelOpt NVFP4": {"weight": U8, "weight_scale": FP8, "weight_scale_2": np.float32},
     "MLX": {"weight": np.uint32, "scales": BF16, "biases": BF16},
     "fp8 with other scales than those of blocks": {"weight": FP8, "weight_scale": BF16},
 }
