@@ -34,35 +34,41 @@ class ControlTokens:
         self.names = frozenset(
             name for name, special in added.items() if len(name) > 1 and (special or _BRACKETS.search(name))
         )
-        self._spoken = {name for name in self.names if _TAG.fullmatch(name) and not added[name]} | {THINK, END_OF_THINK}
+        self._not_special = {name for name in self.names if not added[name]}
+        self._breakers: dict[frozenset[str], _Breaker] = {}
 
-    @functools.cached_property
-    def _in_messages(self) -> _Breaker:
-        return _Breaker(self.names)
+    def spoken(self, prompt: str) -> frozenset[str]:
+        """Those that an answer may hold: text of answers shows them, and templates look for some of them there.
 
-    @functools.cached_property
-    def _in_answers(self) -> _Breaker:
-        # A model writes tags such as <think> itself, and templates look for them in its messages.
-        return _Breaker(self.names - self._spoken)
+        `prompt` is what the template makes of a user's message. A token that it has, other than a tag like <think>,
+        begins or ends a turn, and no answer may hold it.
+        """
+        written = {name for name in self._whole.findall(prompt) if not _TAG.fullmatch(name)}
+        return frozenset(self._not_special - written | {THINK, END_OF_THINK})
+
+    def break_in(self, value: Any, kept: frozenset[str] = frozenset()) -> Any:
+        """`value` (text, or JSON with text in it) with every control token broken but those that are `kept`."""
+        if isinstance(value, str):
+            if kept not in self._breakers:
+                self._breakers[kept] = _Breaker(self.names - kept)
+            return self._breakers[kept].broken(value.translate(_FOREIGN))
+        if isinstance(value, Mapping):
+            return {self.break_in(key): self.break_in(item, kept) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.break_in(item, kept) for item in value]
+        return value
+
+    def break_in_message(self, message: Mapping[str, Any], spoken: frozenset[str]) -> dict[str, Any]:
+        """A message with the control tokens in all of its text broken; an assistant's words keep those `spoken`."""
+        words = ("content", "reasoning_content", "reasoning") if message.get("role") == "assistant" else ()
+        return {
+            self.break_in(key): self.break_in(value, spoken if key in words else frozenset())
+            for key, value in message.items()
+        }
 
     @functools.cached_property
     def _whole(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(self.names, key=len, reverse=True))) or "(?!)")
-
-    def break_in(self, value: Any, *, answer: bool = False) -> Any:
-        """`value` (text, or JSON with text in it) with every control token broken; with `answer`, tags stay whole."""
-        if isinstance(value, str):
-            return (self._in_answers if answer else self._in_messages).broken(value.translate(_FOREIGN))
-        if isinstance(value, Mapping):
-            return {self.break_in(key): self.break_in(item, answer=answer) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.break_in(item, answer=answer) for item in value]
-        return value
-
-    def break_in_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message with the control tokens in all of its text broken; what an assistant said keeps its tags."""
-        said = ("content", "reasoning_content", "reasoning") if message.get("role") == "assistant" else ()
-        return {self.break_in(key): self.break_in(value, answer=key in said) for key, value in message.items()}
 
     def mark_own(self, rendered: str) -> str:
         """Rendered text without breaks, and with OWN before each control token that is whole in it."""

@@ -5,6 +5,7 @@ Reads a checkpoint's or an artifact's files; the engine and the terminal session
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation as the checkpoint's chat template writes it.
 
-        Control tokens in the text of messages, tools and documents become ordinary text unless the options say
+        Control tokens in the text of messages, tools and variables become ordinary text unless the options say
         otherwise. Raises UserError where there is no template, or with the template's words where it refuses.
         """
         rendered = self._rendered(conversation, add_generation_prompt, **options)
@@ -136,16 +137,24 @@ class Tokenizer:
         messages, variables = template_messages(conversation), dict(template_kwargs or {})
         if not parse_control_tokens:
             control = self._vocabulary.control_tokens
-            messages = [control.break_in_message(message) for message in messages]
-            tools = control.break_in(tools)
-            if "documents" in variables:
-                variables["documents"] = control.break_in(variables["documents"])
+            messages = [control.break_in_message(message, self._spoken) for message in messages]
+            tools, variables = control.break_in(tools), control.break_in(variables)
         return self.chat_template.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             variables={**self._special_tokens, **variables},
         )
+
+    @functools.cached_property
+    def _spoken(self) -> frozenset[str]:
+        """The control tokens that an assistant's words may hold."""
+        control = self._vocabulary.control_tokens
+        try:
+            prompt = self.chat_template.render([{"role": "user", "content": "x"}], variables=self._special_tokens)
+        except UserError:  # a template that wants more than a question; any token may begin its turns
+            prompt = " ".join(control.names)
+        return control.spoken(prompt)
 
     def _encode_broken(self, rendered: str) -> list[int]:
         """The ids of rendered text in which messages' control tokens are broken."""

@@ -128,10 +128,20 @@ def test_sentencepiece_like_vocabularies_too(tmp_path: Path) -> None:
 
 
 def test_what_a_model_said_renders_as_it_came(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ eos_token }}{% endfor %}"
-    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path, template))
+    template = (
+        "{% for m in messages %}{{ '<｜User｜>' if m.role == 'user' else 'assistant:' }}{{ m.content }}{{ eos_token }}"
+        "{% endfor %}"
+    )
+    folder = byte_level_checkpoint(tmp_path, template)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.add_tokens(["<｜tool▁calls▁begin｜>"])
+    library.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
     messages = [{"role": "assistant", "content": "<think>\nadd them\n</think>\n\n4"}]
     assert tokenizer.chat_prompt(messages) == tokenizer.encode(f"assistant:<think>\nadd them\n</think>\n\n4{EOS}")
+    # So does another token that its answers show as text.
+    messages = [{"role": "assistant", "content": "<｜tool▁calls▁begin｜>f"}]
+    assert tokenizer.chat_prompt(messages) == tokenizer.encode(f"assistant:<｜tool▁calls▁begin｜>f{EOS}")
     # Beside a control token that is text, the tags are still the model's.
     messages = [{"role": "assistant", "content": f"<think>a</think>{USER}"}]
     ids = tokenizer.chat_prompt(messages)
@@ -179,7 +189,8 @@ def conversation(texts: Iterator[str]) -> list[dict[str, Any]]:
 EVERYTHING = """{{ bos_token }}{% for m in messages %}<｜User｜>{{ m.role }}{{ m.name }}{{ m.content | trim }}ser｜>\
 {% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson(ensure_ascii=ascii) }}\
 {% for k, v in c.function.arguments.items() %}{{ k }}<think>{{ v | tojson }}{% endfor %}{% endfor %}\
-{% endfor %}{% for t in tools %}{{ t | tojson }}{{ t.a }}{% endfor %}{% for d in documents %}{{ d.text }}{% endfor %}"""
+{% endfor %}{% for t in tools %}{{ t | tojson }}{{ t.a }}{% endfor %}\
+{% for d in documents %}{{ d.text }}{% endfor %}{{ variable }}"""
 
 
 @functools.cache
@@ -200,7 +211,7 @@ def loaded(make: Callable[[Path], Path], template: str) -> tuple[Tokenizer, froz
 @pytest.mark.parametrize("template", [EVERYTHING, DEEPSEEK, GLM, KIMI], ids=["everything", "deepseek", "glm", "kimi"])
 @pytest.mark.parametrize("make", [byte_level_checkpoint, tiktoken_checkpoint])
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(TEXTS, min_size=16, max_size=16), ascii=st.booleans())
+@given(texts=st.lists(TEXTS, min_size=17, max_size=17), ascii=st.booleans())
 def test_no_text_of_a_client_becomes_a_control_token(
     make: Callable[[Path], Path], template: str, texts: list[str], ascii: bool
 ) -> None:
@@ -210,7 +221,7 @@ def test_no_text_of_a_client_becomes_a_control_token(
         ids = tokenizer.chat_prompt(
             conversation(texts),
             tools=[{"a": next(texts)}],
-            template_kwargs={"documents": [{"text": next(texts)}], "ascii": ascii},
+            template_kwargs={"documents": [{"text": next(texts)}], "variable": next(texts), "ascii": ascii},
         )
         return [token for token in ids if token in control]
 
