@@ -19,6 +19,7 @@ from relax_model.rope_config import RopeConfig, parse_rope
 
 # More than any model has, and little enough that a damaged number ends in an error before it takes hours or memory.
 _MOST_LAYERS, _MOST_EXPERTS, _MOST_WIDTH = 1024, 1 << 14, 1 << 20
+_MOST_EXPERTS_OF_ALL_LAYERS = 1 << 17
 _EXPERT_SPELLINGS = ("n_routed_experts", "num_local_experts", "num_experts")
 _MTP_SPELLINGS = ("num_nextn_predict_layers", "num_mtp_layers")
 
@@ -135,6 +136,11 @@ def _build(model_type: str, read: Fields, given: Fields) -> ModelConfig:
     _check_derived(read, "head_dim", rope_dim, "qk_rope_head_dim")
     _check_derived(read, "qk_head_dim", nope_dim + rope_dim, "qk_nope_head_dim + qk_rope_head_dim")
     router = _router(read, given)
+    if router and layers * router.n_routed_experts > _MOST_EXPERTS_OF_ALL_LAYERS:
+        raise ConfigError(
+            f"num_hidden_layers ({layers}) times n_routed_experts ({router.n_routed_experts}) is more than "
+            f"{_MOST_EXPERTS_OF_ALL_LAYERS}, which no model has"
+        )
     moe_layers = _moe_layers(read, given, layers, mtp_layers) if router else (False,) * (layers + mtp_layers)
     return ModelConfig(
         model_type=model_type,

@@ -24,7 +24,7 @@ class Subject:
     @property
     def shards(self) -> list[Path]:
         """The files that hold the weights."""
-        return [self.artifact.path / shard["dataPath"] for shard in self.artifact.shards]
+        return [self.artifact.path / shard.name for shard in self.artifact.shards]
 
 
 def model_subject(

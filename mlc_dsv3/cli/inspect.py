@@ -116,9 +116,9 @@ def _artifact(path: Path, verify: bool) -> dict[str, Any]:
         "config_digest": model.digest(),
         "tokenizer_files": artifact.chat_config.get("tokenizer_files", []),
         "parameters": [
-            {field: record[field] for field in ("name", "shape", "dtype", "nbytes")}
+            {"name": array.name, "shape": array.spec.shape, "dtype": array.spec.dtype, "nbytes": array.nbytes}
             for shard in artifact.shards
-            for record in shard["records"]
+            for array in shard.arrays
         ],
     }
 

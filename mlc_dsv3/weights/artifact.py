@@ -14,10 +14,11 @@ import numpy as np
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.weights.chat_config import FILE_NAME, read_chat_config
-from mlc_dsv3.weights.files import Progress, inside, md5, naming, read_json
+from mlc_dsv3.weights.files import Progress, md5, naming
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
+from mlc_dsv3.weights.tensor_cache import Shard, read_shards
 from relax_model.config import ModelConfig, parse_config
-from relax_model.layout import BufferSpec, Layout, layout_of
+from relax_model.layout import Layout, layout_of
 from relax_model.parameters import parameters
 
 _STORED_AS = {"bfloat16": "uint16"}  # NumPy knows no bfloat16 of its own
@@ -25,13 +26,13 @@ _STORED_AS = {"bfloat16": "uint16"}  # NumPy knows no bfloat16 of its own
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact; `shards` are the records of its `tensor-cache.json`, one a file."""
+    """An opened artifact; `shards` are its files of weights, and `chat_config` its `mlc-chat-config.json`, checked."""
 
     path: Path
     chat_config: dict[str, Any]
     model_config: ModelConfig
     quantization: str
-    shards: tuple[dict[str, Any], ...]
+    shards: tuple[Shard, ...]
 
     @staticmethod
     def open(path: str | Path) -> Artifact:
@@ -45,17 +46,14 @@ class Artifact:
         fields = read_chat_config(path / FILE_NAME)
         with naming(path / FILE_NAME):
             model, layout = parse_config(fields["model_config"]), layout_of(fields["quantization"])
-        try:
-            shards = _read_shards(path)
-            _check_records(path, shards, model, layout)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path / TENSOR_CACHE} is damaged ({error!r}); convert the model again") from error
+        shards = read_shards(path)
+        _check_arrays(path, shards, model, layout)
         return Artifact(path, fields, model, fields["quantization"], shards)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights."""
-        return sum(shard["nbytes"] for shard in self.shards)
+        return sum(shard.nbytes for shard in self.shards)
 
     def map_parameters(self) -> dict[str, np.ndarray]:
         """Stored array by name, in the order of the parameters; each aligned to 64 bytes, bfloat16 as uint16.
@@ -64,20 +62,18 @@ class Artifact:
         """
         arrays: dict[str, np.ndarray] = {}
         for shard in self.shards:
-            data = np.memmap(self.path / shard["dataPath"], np.uint8, mode="c")
-            for record in shard["records"]:
-                raw = data[record["byteOffset"] : record["byteOffset"] + record["nbytes"]]
-                arrays[record["name"]] = raw.view(_STORED_AS.get(record["dtype"], record["dtype"])).reshape(
-                    record["shape"]
-                )
+            data = np.memmap(self.path / shard.name, np.uint8, mode="c")
+            for array in shard.arrays:
+                raw, spec = data[array.offset : array.offset + array.nbytes], array.spec
+                arrays[array.name] = raw.view(_STORED_AS.get(spec.dtype, spec.dtype)).reshape(spec.shape)
         return arrays
 
     def verify(self, progress: Progress = progress_bar) -> None:
         """Read every shard and compare its md5; UserError names the first that changed since it was written."""
         with progress("Verifying weights", self.nbytes) as advance:
             for shard in self.shards:
-                path = self.path / shard["dataPath"]
-                if md5(path, advance) != shard["md5sum"]:
+                path = self.path / shard.name
+                if md5(path, advance) != shard.md5:
                     raise UserError(
                         f"{path} is damaged: its checksum differs from {TENSOR_CACHE}'s; convert the model again"
                     )
@@ -89,42 +85,22 @@ def refuse_mtp_layers(where: Path, model: ModelConfig) -> None:
         raise UserError(f"{where}: the artifact has its MTP layer; use --no-mtp when you convert the checkpoint")
 
 
-def _read_shards(path: Path) -> tuple[dict[str, Any], ...]:
-    if not (path / TENSOR_CACHE).is_file():
-        raise UserError(f"{path} has no {TENSOR_CACHE}: its conversion did not finish; run convert_weight again")
-    shards = read_json(path / TENSOR_CACHE)["records"]
-    for shard in shards:
-        file = inside(path, shard["dataPath"], path / TENSOR_CACHE)
-        if not file.is_file():
-            raise UserError(f"{file} is missing; convert the model again")
-        size, written = file.stat().st_size, shard["nbytes"]
-        if size != written:
-            what = "truncated" if size < written else "too long"
-            raise UserError(f"{file} is {what}: {size} bytes, and {written} were written; convert the model again")
-    return tuple(shards)
-
-
-def _check_records(path: Path, shards: tuple[dict[str, Any], ...], model: ModelConfig, layout: Layout) -> None:
+def _check_arrays(path: Path, shards: tuple[Shard, ...], model: ModelConfig, layout: Layout) -> None:
     """Compare the stored arrays with what model and layout make them, and with their shard's extent."""
     expected = {name: spec for parameter in parameters(model) for name, spec in parameter.buffers(layout).items()}
     where = path / TENSOR_CACHE
     for shard in shards:
-        for record in shard["records"]:
-            spec = expected.pop(record["name"], None)
+        for array in shard.arrays:
+            spec, found = expected.pop(array.name, None), array.spec
             if spec is None:
-                raise UserError(
-                    f"{where} has {record['name']}, which the model in {FILE_NAME} lacks or which comes twice"
-                )
-            found = BufferSpec(tuple(record["shape"]), record["dtype"])
+                raise UserError(f"{where} has {array.name}, which the model in {FILE_NAME} lacks or which comes twice")
             if found != spec:
                 made = f"{spec.dtype} {spec.shape}"
+                raise UserError(f"{where}: {array.name} is {found.dtype} {found.shape}; {FILE_NAME} makes it {made}")
+            start, nbytes = array.offset, array.nbytes
+            if nbytes != spec.nbytes or start % ALIGNMENT or start + nbytes > shard.nbytes:
                 raise UserError(
-                    f"{where}: {record['name']} is {found.dtype} {found.shape}; {FILE_NAME} makes it {made}"
-                )
-            start, nbytes = record["byteOffset"], record["nbytes"]
-            if nbytes != spec.nbytes or start < 0 or start % ALIGNMENT or start + nbytes > shard["nbytes"]:
-                raise UserError(
-                    f"{where}: {record['name']} has impossible extent {start}+{nbytes}; convert the model again"
+                    f"{where}: {array.name} has impossible extent {start}+{nbytes}; convert the model again"
                 )
     if expected:
         raise UserError(f"{where} lacks {next(iter(expected))}, which {FILE_NAME} asks for; convert the model again")

@@ -15,12 +15,12 @@ import numpy as np
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.weights.corrections import check_index, with_stored_mtp_layers, with_stored_quantization
 from mlc_dsv3.weights.decode import DECODABLE, apply_block_scales, to_float32
-from mlc_dsv3.weights.files import read_json
+from mlc_dsv3.weights.files import naming, read_json
 from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
 from mlc_dsv3.weights.shards import open_files
 from mlc_dsv3.weights.spelling import family_names
 from relax_model.config import ModelConfig, parse_config
-from relax_model.errors import ConfigError
+from relax_model.fields import Fields, shown
 
 _SCALE_SUFFIX = "_scale_inv"
 
@@ -159,16 +159,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, config: dict[str, Any], ignore: Collection[str]) -> ModelConfig:
-    try:
+    with naming(path / "config.json"):
         return parse_config(config, ignore=ignore)
-    except ConfigError as error:
-        raise UserError(f"{path / 'config.json'}: {error}") from error
 
 
 def _scale_block(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Rows and columns that share a scale in fp8 weights."""
-    fields = config.get("quantization_config")
-    block = (fields.get("weight_block_size") if isinstance(fields, dict) else None) or (128, 128)
-    if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
-        raise UserError(f"{path}: quantization_config.weight_block_size is {block!r}; it must be two sizes")
-    return block[0], block[1]
+    with naming(path / "config.json"):
+        fields = Fields(config).object("quantization_config", None)
+        block = fields and fields.integers("weight_block_size", None, least=1, most=1 << 20)
+        if block and len(block) != 2:
+            raise UserError(f"{fields.where}weight_block_size is {shown(list(block))}; it must be two sizes")
+    return block or (128, 128)

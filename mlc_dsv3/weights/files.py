@@ -42,17 +42,17 @@ def read_json(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_json(data, path)
+    return parse_json(data, str(path))
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """As `read_json`, from bytes that came from `path`."""
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object with finite numbers; UserError, which begins with `where`, for anything else."""
     try:
         value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
+        raise UserError(f"{where} holds a JSON {type(value).__name__}; it must be an object")
     return value
 
 

@@ -70,7 +70,7 @@ def announced_method(config: Mapping[str, Any]) -> str | None:
     if fields is None:
         return None
     method = fields.get("quant_method") if isinstance(fields, dict) else None
-    return str(method or "an unnamed method")
+    return method if isinstance(method, str) else "an unnamed method"
 
 
 def plain_floats(tensors: Mapping[str, TensorEntry]) -> bool:

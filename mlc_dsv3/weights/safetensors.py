@@ -6,7 +6,6 @@ shrinks meanwhile would kill the process.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import weakref
@@ -16,10 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.weights.files import parse_json
+from relax_model.fields import shown
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _ITEM_BYTES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E8M0": 1}
 _LONGEST_HEADER = 100 << 20  # the format's own limit
+_MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,27 @@ class SafetensorsFile:
 
     def _parse(self, header: bytes) -> dict[str, TensorEntry]:
         start = 8 + len(header)
-        try:
-            fields = json.loads(header)
-            fields.pop("__metadata__", None)
-            return {name: self._entry(name, field, start) for name, field in fields.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path} has a damaged header ({error}); download it again") from error
+        fields = parse_json(header, f"{self.path} has a damaged header: it")
+        fields.pop("__metadata__", None)
+        return {name: self._entry(name, field, start) for name, field in fields.items()}
 
-    def _entry(self, name: str, field: dict, start: int) -> TensorEntry:
-        begin, end = field["data_offsets"]
-        shape = tuple(field["shape"])
-        entry = TensorEntry(field["dtype"], shape, start + begin, end - begin)
+    def _entry(self, name: str, field: object, start: int) -> TensorEntry:
+        match field:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+                len(shape) <= _MOST_DIMENSIONS and all(map(_is_extent, (*shape, begin, end))) and begin <= end
+            ):
+                entry = TensorEntry(dtype, tuple(shape), start + begin, end - begin)
+            case _:
+                raise UserError(f"{self.path} has a damaged header: {name} is {shown(field)}; download it again")
         if start + end > self.size:
             raise UserError(
                 f"{self.path} is truncated: {self.size} bytes, and {name} ends at {start + end}; download it again"
             )
-        item = _ITEM_BYTES.get(entry.dtype)
-        if begin < 0 or (item is not None and entry.nbytes != item * math.prod(shape)):
+        item = _ITEM_BYTES.get(dtype)
+        if item is not None and entry.nbytes != item * math.prod(shape):
             raise UserError(f"{self.path} has a damaged header: {name} has {entry.nbytes} bytes for shape {shape}")
         return entry
+
+
+def _is_extent(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 50

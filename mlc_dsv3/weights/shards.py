@@ -41,12 +41,18 @@ def checkpoint_files(path: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor → file name, as the folder's index says; empty where the folder needs no index."""
+    """Tensor → file name, as the folder's index says; empty where the folder needs no index.
+
+    UserError for a name that is not one of a file inside the folder.
+    """
     if (path / SINGLE).exists() or not (path / INDEX).exists():
         return {}
     weight_map = read_json(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path / INDEX} has no weight_map; download it again")
+    # Those that are no text first: they need not be hashable.
+    for name in [each for each in weight_map.values() if not isinstance(each, str)] or set(weight_map.values()):
+        inside(path, name, path / INDEX)
     return weight_map
 
 
@@ -66,8 +72,7 @@ def open_files(path: Path) -> list[SafetensorsFile]:
 
 
 def _indexed_files(path: Path) -> list[Path]:
-    names = set(read_index(path).values())
-    files = sorted(inside(path, name, path / INDEX) for name in names)
+    files = sorted({path / name for name in read_index(path).values()})
     absent = [file.name for file in files if not file.exists()]
     if absent:
         others = f" and {len(absent) - 1} more" if absent[1:] else ""

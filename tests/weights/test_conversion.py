@@ -120,7 +120,7 @@ def test_artifact_shards_hold_the_same_arrays(tmp_path):
     many = Artifact.open(convert_folder(folder, name="many", shard_bytes=4096))
     assert len(many.shards) > 5
     # A shard is over its size only where it holds a single array.
-    assert all(shard["nbytes"] <= 4096 or len(shard["records"]) == 1 for shard in many.shards)
+    assert all(shard.nbytes <= 4096 or len(shard.arrays) == 1 for shard in many.shards)
     mapped = many.map_parameters()
     assert all(np.array_equal(array, mapped[name]) for name, array in one.map_parameters().items())
     many.verify()

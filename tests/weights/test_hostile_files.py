@@ -1,0 +1,153 @@
+"""Whatever stands in a field of a checkpoint's or an artifact's files: it works, or it is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
+
+from mlc_dsv3.errors import USER_ERRORS
+from mlc_dsv3.weights import Artifact, Checkpoint, checkpoint_identity, convert, gen_config
+from mlc_dsv3.weights.generation import read_sampling
+from mlc_dsv3.weights.names import check_tensors
+from relax_model.fields import Fields
+
+CONFIG = {
+    **DEEPSEEK_V3,
+    "rope_theta": 1e4,
+    "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128, "mscale": 1.0},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+    "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+    "mlp_layer_types": ["dense", "sparse"],
+    "head_dim": 8,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-6,
+}
+GENERATION = {
+    **{"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1},
+    **{"eos_token_id": [1, 2], "bos_token_id": 0, "pad_token_id": 2, "num_beams": 1},
+}
+INDEX = "model.safetensors.index.json"
+EXAMPLES = settings(
+    max_examples=100,
+    deadline=timedelta(seconds=4),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_checkpoint(tmp_path_factory.mktemp("hostile") / "hf", CONFIG)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    names = json.loads(header(folder / "model-00001-of-00001.safetensors")[0]).keys() - {"__metadata__"}
+    weight_map = dict.fromkeys(sorted(names), "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path) -> Path:
+    return convert(Checkpoint.open(checkpoint), "q4f16_1", checkpoint.parent / "artifact", shard_bytes=65536)
+
+
+def header(path: Path) -> tuple[bytes, bytes]:
+    """A safetensors file's header and what follows it."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[8:end], data[end:]
+
+
+def open_checkpoint(folder: Path) -> None:
+    checkpoint_identity(folder)
+    opened = Checkpoint.open(folder)
+    check_tensors(opened, opened.model_config)
+    gen_config(opened, "q4f16_1")
+    opened.close()
+
+
+def open_artifact(folder: Path) -> None:
+    opened = Artifact.open(folder)
+    opened.map_parameters()
+    read_sampling(Fields(opened.chat_config))
+
+
+@contextmanager
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def check(read: Callable[[Path], None], folder: Path) -> None:
+    """Reading `folder` works, or ends in one line; it takes no gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read(folder)
+    except USER_ERRORS as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 5000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "memory grew by more than 1 GiB"
+
+
+def change(document: Any, data: st.DataObject) -> str:
+    path = data.draw(st.sampled_from(list(hostile.places(document))), label="place")
+    return hostile.changed(document, path, data.draw(hostile.values, label="value"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
+@EXAMPLES
+@given(data=st.data())
+def test_a_checkpoints_files(checkpoint: Path, name: str, data: st.DataObject) -> None:
+    changed = change(json.loads((checkpoint / name).read_bytes()), data)
+    with replaced(checkpoint / name, changed.encode()):
+        check(open_checkpoint, checkpoint)
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_a_safetensors_header(checkpoint: Path, data: st.DataObject) -> None:
+    path = checkpoint / "model-00001-of-00001.safetensors"
+    fields, rest = header(path)
+    changed = change(json.loads(fields), data).encode()
+    with replaced(path, len(changed).to_bytes(8, "little") + changed + rest):
+        check(open_checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize("name", ["mlc-chat-config.json", "tensor-cache.json"])
+@EXAMPLES
+@given(data=st.data())
+def test_an_artifacts_files(artifact: Path, name: str, data: st.DataObject) -> None:
+    changed = change(json.loads((artifact / name).read_bytes()), data)
+    with replaced(artifact / name, changed.encode()):
+        check(open_artifact, artifact)
+
+
+@pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"3", b"null", b"[" * 100_000, b'{"a": ' * 100_000, b"{}"])
+def test_files_that_are_no_objects(checkpoint: Path, artifact: Path, text: bytes) -> None:
+    for name in ("config.json", "generation_config.json", INDEX):
+        with replaced(checkpoint / name, text):
+            check(open_checkpoint, checkpoint)
+    for name in ("mlc-chat-config.json", "tensor-cache.json"):
+        with replaced(artifact / name, text):
+            check(open_artifact, artifact)
+    path = checkpoint / "model-00001-of-00001.safetensors"
+    with replaced(path, len(text).to_bytes(8, "little") + text):
+        check(open_checkpoint, checkpoint)
