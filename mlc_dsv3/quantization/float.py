@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from mlc_dsv3.quantization.registry import Arrays, Scheme, ValueRangeError, register
+from mlc_dsv3.quantization.registry import WIDER_THAN_FLOAT16, Arrays, Scheme, ValueRangeError, register
 from relax_model.layout import FloatLayout
 
 _DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -20,7 +20,7 @@ def refuse_overflow(values: np.ndarray, dtype: str) -> None:
         return
     if not np.isfinite(largest):
         raise ValueRangeError("holds NaN or infinity; the checkpoint is damaged")
-    advice = "q0bf16 or q0f32" if dtype == "float16" else "q0f32"
+    advice = WIDER_THAN_FLOAT16 if dtype == "float16" else "q0f32"
     raise ValueRangeError(f"holds a value of magnitude {largest:.6g}, beyond the range of {dtype}; use {advice}")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from relax_model.layout import Layout
 
 Arrays = dict[str, np.ndarray]  # suffix of the parameter's name → stored array
+WIDER_THAN_FLOAT16 = "q0bf16, e4m3f32_1 or q0f32"  # what to use for values outside of float16's range
 
 
 class ValueRangeError(ValueError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlc_dsv3.quantization.registry import Arrays
+from mlc_dsv3.quantization.registry import WIDER_THAN_FLOAT16, Arrays
 from relax_model.layout import FloatLayout, GroupLayout, Layout, PackedLayout
 
 _STEPS = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
@@ -52,7 +52,7 @@ def underflow(layout: Layout, values: np.ndarray, stored: Arrays) -> Underflow:
 
 def wider_formats(layout: Layout) -> str:
     """The formats to recommend for values below this one's smallest number."""
-    return "q0bf16, e4m3f32_1 or q0f32" if smallest_number(layout) == _STEPS["float16"] else "q0f32"
+    return WIDER_THAN_FLOAT16 if smallest_number(layout) == _STEPS["float16"] else "q0f32"
 
 
 def _group_size(layout: GroupLayout | PackedLayout) -> int:

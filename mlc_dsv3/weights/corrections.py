@@ -70,5 +70,5 @@ def check_index(path: Path, stored: Container[str], model: ModelConfig) -> None:
         if own := absent.get(name):
             raise UserError(f"{path / INDEX} says that {own} is in {index[own]}, and it is not; download both again")
     first, *others = absent.values()
-    more = f" and {len(others)} more tensors" if others else ""
-    warn_once(f"{path / INDEX} names {first}{more}, which no file has and the model does not need")
+    more = f" and {len(others)} more" if others else ""
+    warn_once(f"{path / INDEX} names {first}{more}: no file has it, and the model does not need it")

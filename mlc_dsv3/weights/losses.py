@@ -63,7 +63,7 @@ class Losses:
         if not self._vanished:
             return
         first, *others = sorted(self._vanished)
-        more = f" and {len(others)} more tensors" if others else ""
+        more = f" and {len(others)} more" if others else ""
         warn(
             f"{sum(self._vanished.values())} groups of values in {first}{more} lie below the smallest number of "
             f"{self._layout.name}, {smallest_number(self._layout):.1g}, and become zeros: less than a sixteenth of "

@@ -35,7 +35,7 @@ def test_what_still_rounds_to_a_finite_float16_is_taken(value):
 def test_overflow_of_float16_recommends_wider_formats(value):
     values = np.zeros((2, 4), np.float32)
     values[1, 2] = value
-    with pytest.raises(ValueRangeError, match="beyond the range of float16; use q0bf16 or q0f32"):
+    with pytest.raises(ValueRangeError, match="beyond the range of float16; use q0bf16, e4m3f32_1 or q0f32"):
         quantize(layout_of("q0f16"), values)
 
 

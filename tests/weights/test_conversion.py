@@ -158,7 +158,9 @@ def test_a_value_beyond_float16_is_reported_with_its_tensor(tmp_path):
     tensors = random_tensors(DEEPSEEK_V3)
     tensors["model.layers.1.mlp.experts.2.up_proj.weight"][3, 4] = 1e5
     folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors)
-    with pytest.raises(UserError, match=r"experts.2.up_proj.weight holds .*100000.* float16; use q0bf16 or q0f32"):
+    with pytest.raises(
+        UserError, match=r"experts.2.up_proj.weight holds .*100000.* float16; use q0bf16, e4m3f32_1 or q0f32"
+    ):
         convert_folder(folder, "q0f16")
     assert not list((tmp_path / "artifact").iterdir())
     convert_folder(folder, "q0bf16")
@@ -339,4 +341,4 @@ def test_groups_that_become_zeros_beside_others_are_counted_in_one_line(tmp_path
         tensors[name][3, :32] = 1e-9
     convert_folder(write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors))
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert "2 groups of values in " in said and " and 1 more tensors lie below the smallest number of q4f16_1" in said
+    assert "2 groups of values in " in said and " and 1 more lie below the smallest number of q4f16_1" in said

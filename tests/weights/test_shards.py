@@ -104,7 +104,7 @@ def test_an_index_that_names_a_tensor_which_nobody_needs_is_a_warning(sharded, c
     (sharded / INDEX).write_text(json.dumps(index))
     assert_whole(sharded)
     said = capsys.readouterr().err
-    assert "names model.layers.0.self_attn.rotary_emb.inv_freq and 1 more tensors, which no file has" in said
+    assert "names model.layers.0.self_attn.rotary_emb.inv_freq and 1 more: no file has it" in said
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../model-00001-of-00003.safetensors", "a/../../b", "", 5, None])
