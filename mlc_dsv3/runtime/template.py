@@ -51,7 +51,7 @@ class ChatTemplate:
         """
         path = folder / "chat_template.jinja"
         if path.exists():
-            return ChatTemplate(path.read_text(encoding="utf-8"), path)
+            return ChatTemplate(_read_text(path), path)
         path = folder / "chat_template.json"
         if path.exists():
             return ChatTemplate(_texts(read_json(path).get("chat_template"), path), path)
@@ -91,6 +91,13 @@ class ChatTemplate:
         if name not in self._templates:
             raise UserError(f"{self.origin} names no default chat template, only {', '.join(sorted(self._templates))}")
         return self._templates[name]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
 def _texts(template: Any, path: Path) -> str | dict[str, str]:

@@ -107,6 +107,13 @@ def test_named_templates_and_files_of_their_own(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).chat_template.render([]) == "0 from jinja"
 
 
+def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(byte_level_checkpoint(tmp_path))
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff{{ 1 }}")
+    with pytest.raises(UserError, match=r"chat_template\.jinja cannot be read: .*utf-8"):
+        _ = tokenizer.chat_template
+
+
 @pytest.mark.parametrize("names", [["default"], ["default", "tool_use"], ["default", "rag"], ["tool_use"]])
 def test_tools_choose_the_template_that_transformers_chooses(tmp_path: Path, names: list[str]) -> None:
     transformers = pytest.importorskip("transformers")
