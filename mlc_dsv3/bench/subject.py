@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,23 @@ class Subject:
 
 
 def model_subject(
-    model: str | None, name: str, quantization: str | None, target: CompileTarget, *, without_mtp: bool = False
+    model: str | None,
+    name: str,
+    quantization: str | None,
+    target: CompileTarget,
+    *,
+    without_mtp: bool = False,
+    before_making: Callable[[Path], None] = lambda folder: None,
 ) -> Subject:
     """A checkpoint, an artifact or a Hub name (None: the demo), converted and compiled where that is missing."""
     prepared = prepare(
-        model, quantization, target.device, None, cache_dtype=target.chosen_cache, without_mtp=without_mtp
+        model,
+        quantization,
+        target.device,
+        None,
+        cache_dtype=target.chosen_cache,
+        without_mtp=without_mtp,
+        before_making=before_making,
     )
     return Subject(name, prepared.artifact, prepared.library, random_weights=False)
 

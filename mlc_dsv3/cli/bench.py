@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +206,24 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
             fields = with_mtp_layers(fields.get("model_config", fields), source.config.num_nextn_predict_layers)
             yield random_subject(fields, name, target.stored_as(quantization), target)
         else:
-            yield model_subject(parsed.model, name, quantization, target, without_mtp=parsed.no_mtp)
+            yield model_subject(
+                parsed.model,
+                name,
+                quantization,
+                target,
+                without_mtp=parsed.no_mtp,
+                before_making=partial(_check_tokenizer, parsed),
+            )
+
+
+def _check_tokenizer(parsed: argparse.Namespace, folder: Path) -> None:
+    """UserError where the folder lacks what a text or chats need: said before minutes of conversion."""
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+    if parsed.experts or parsed.prompts:
+        tokenizer = Tokenizer.load(folder)
+        if parsed.prompts:
+            _ = tokenizer.chat_template
 
 
 def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: BenchSettings) -> None:

@@ -42,8 +42,10 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.experts.rebalance import rebalance
     from mlc_dsv3.runtime.hub import model_name
     from mlc_dsv3.runtime.prepare import prepare
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
 
     text = read_text(parsed.text, "--text")
+    tokens: list[int] = []
     prepared = prepare(
         parsed.model,
         parsed.quantization,
@@ -52,12 +54,11 @@ def run(parsed: argparse.Namespace) -> None:
         ignore_config_fields=parsed.ignore_config_field,
         room=reading_room(parsed.context_window),
         without_mtp=parsed.no_mtp,
+        # A tokenizer that is missing is told before minutes of conversion.
+        before_making=lambda folder: tokens.extend(Tokenizer.load(folder).encode(text)),
     )
-    from mlc_dsv3.runtime.tokenizer import Tokenizer
-
     name = "demo" if parsed.model is None else model_name(parsed.model)
     output = parsed.output or Path(f"{name}-{prepared.artifact.quantization}-rebalanced-MLC")
-    tokens = Tokenizer.load(prepared.artifact.path).encode(text)
     found = rebalance(
         prepared.artifact,
         prepared.library,

@@ -454,6 +454,32 @@ def test_chat_misses_what_a_conversation_needs_before_it_converts_or_compiles(
     assert said in complaint("chat", folder, "--prompt", "x", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rebalance", "{folder}", "--text", "{text}"], "has no tokenizer"),
+        (["bench", "{folder}", "--experts", "{text}"], "has no tokenizer"),
+        (["bench", "{folder}", "--speculative", "1", "--prompts", "{text}"], "has no tokenizer"),
+    ],
+)
+def test_a_text_needs_a_tokenizer_before_anything_is_converted_or_compiled(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    complaint: Callable[..., str],
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made something")
+
+    for name in ("convert", "pack_artifact", "cached_library"):
+        monkeypatch.setattr(f"mlc_dsv3.runtime.prepare.{name}", never)
+    (tmp_path / "text.txt").write_text("Some words.")
+    folder = without(checkpoint, tmp_path / "copy", "tokenizer*")
+    assert said in complaint(*(argument.format(folder=folder, text=tmp_path / "text.txt") for argument in arguments))
+
+
 REFUSING = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompts here') }}{% endif %}"
     "{{ m.content }}{% endfor %}"
