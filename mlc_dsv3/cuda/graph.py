@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ from mlc_dsv3.cuda.driver import call
 
 
 class Graph:
-    """Launches that were recorded, with the memory that was allocated meanwhile (`native/graph.cc`)."""
+    """Launches that were recorded, with the memory that the thread allocated meanwhile (`native/graph.cc`)."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
+        self._destroy = weakref.finalize(self, call, "destroy_graph", handle)
+        self._destroy.atexit = False  # the driver ends with the process
 
     def launch(self) -> None:
         """Start it, behind what was started before."""
@@ -25,12 +28,12 @@ class Graph:
 
     def destroy(self) -> None:
         """Give it back; its memory goes as soon as nobody holds a tensor there."""
-        call("destroy_graph", self._handle)
+        self._destroy()
 
 
 def record(function: Callable[[], Any]) -> tuple[Graph, Any]:
-    """The graph of what `function` launches, which does not run, and what it returns. RuntimeError, in the driver's
-    words, where there can be none."""
+    """The graph of what `function` launches on this thread, which does not run, and what it returns. RuntimeError, in
+    the driver's words, where there can be none."""
     call("begin_graph")
     try:
         result = function()

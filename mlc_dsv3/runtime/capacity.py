@@ -90,11 +90,13 @@ def memory_need(
 
     def working(window: int) -> int:
         pages = -(-window // page_size)
-        # The tables of CUDA's graphs have a power of two of columns, and kernels reserve for all of them.
+        # The tables of CUDA's graphs have a power of two of columns, and kernels reserve for all of them; the thread
+        # that records graphs has temporary memory of its own.
         tokens = page_size * (1 << (pages - 1).bit_length() if device == "cuda" else pages)
+        threads = 2 if device == "cuda" else 1
         return (
             working_bytes(config, max_rows, max_batch)
-            + absorbed_scratch(config, family, attention_tile, tokens)
+            + threads * absorbed_scratch(config, family, attention_tile, tokens)
             + expanded_scratch(config, family, attention_tile, cache_dtype, tokens)
         )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from mlc_dsv3.runtime.memory import Memory
 
 # Longer inputs keep the GPU busy by themselves.
 _MOST_ROWS = 64
-# Calls of a shape before it is recorded. By then its kernels are loaded and have their temporary memory.
-_CALLS_BEFORE = 2
+# Calls of a shape before the one that it is recorded in. By then its kernels are loaded.
+_CALLS_BEFORE = 1
 _MOST_GRAPHS, _MOST_COUNTED = 32, 4096
 _ALIGNMENT = 256  # of what the device itself allocates
 
@@ -67,8 +68,9 @@ class GraphCalls(Calls):
     """Calls functions as graphs, one for each combination of function and shapes that keeps coming.
 
     A graph holds addresses. Its inputs are parts of a tensor of its own, or tensors of the device that come again; what
-    it allocates while it is recorded stays its own (`cuda/native/graph.cc`). The kernels' temporary memory is TVM's,
-    which exchanges it for more where a call needs that: then everything is recorded anew.
+    it allocates while it is recorded stays its own (`cuda/native/graph.cc`). The kernels' temporary memory is in TVM's
+    pool for a thread, which exchanges it for more where a call needs that. So graphs are recorded on a thread that does
+    nothing else and lives as long as they do; where a call exchanges its memory, everything is recorded anew.
     """
 
     def __init__(self, functions: Functions, unpooled: Functions, memory: Memory) -> None:
@@ -78,22 +80,22 @@ class GraphCalls(Calls):
         self._graphs: dict[tuple[Any, ...], _Recorded] = {}
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._is_watched = False
+        self._recorder = ThreadPoolExecutor(1, "cuda-graphs")
         self.prefers_few_shapes = True
 
     def _result(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
         """See `Calls`. What it returns may be overwritten by the next call of the same shapes."""
         if self._is_watched or not self.prefers_few_shapes or not all(map(_is_short, inputs)):
-            return self._call(name, inputs, *fixed)
+            return super()._result(name, inputs, *fixed)
         key = (name, *map(_identity, inputs))
         found = self._graphs.pop(key, None)
         if found is None:
             if len(self._calls) == _MOST_COUNTED:  # tensors of the device lie anywhere until graphs make them
                 self._calls.clear()
             self._calls[key] += 1
-            if self._calls[key] <= _CALLS_BEFORE or (found := self._record(name, inputs, *fixed)) is None:
-                return self._call(name, inputs, *fixed)
-            if len(self._graphs) == _MOST_GRAPHS:
-                self._destroy(next(iter(self._graphs)))
+            if self._calls[key] <= _CALLS_BEFORE:
+                return super()._result(name, inputs, *fixed)
+            return self._on_recorder(self._call_and_record, key, inputs, *fixed)
         self._graphs[key] = found  # behind those that were not used for longer
         found.inputs.write(inputs)
         found.graph.launch()
@@ -109,26 +111,35 @@ class GraphCalls(Calls):
             self._destroy(key)
         self._calls.clear()
 
-    def _call(self, name: str, inputs: Sequence[Any], *fixed: Any) -> Any:
-        passed, function = self._passed_in(inputs), self._functions(name)
+    def _on_recorder(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        called = self._recorder.submit(function, *arguments)
+        try:
+            return called.result()
+        finally:
+            wait([called])  # an interrupt ends nothing on another thread
+
+    def _call_and_record(self, key: tuple[Any, ...], inputs: Sequence[Any], *fixed: Any) -> Any:
+        """Call a function on the recorder's thread, whose pool then has the memory that the graph needs, and record it.
+        A warning, where the driver makes no graph: then there will be none at all."""
+        name, kept = key[0], _Inputs(self._memory, inputs)
+        kept.write(inputs)
         before = call("frees")
-        result = function(*passed, *fixed)
+        result = self._functions(name)(*kept.tensors, *fixed)
         if call("frees") != before:
             self.forget()
-        return result
-
-    def _record(self, name: str, inputs: Sequence[Any], *fixed: Any) -> _Recorded | None:
-        """A graph, or None, with a warning, where the driver makes none: then there will be none at all."""
-        kept, function = _Inputs(self._memory, inputs), self._unpooled(name)
+        function = self._unpooled(name)
         try:
             graph, outputs = record(lambda: function(*kept.tensors, *fixed))
-            return _Recorded(graph, kept, outputs)
         except RuntimeError as error:
             self.forget()
             self.prefers_few_shapes = False
             why = reason(error)
             warn(f"steps are started kernel by kernel, which is slower: CUDA makes no graph of them ({why})")
-            return None
+            return result
+        if len(self._graphs) == _MOST_GRAPHS:
+            self._destroy(next(iter(self._graphs)))
+        self._graphs[key] = _Recorded(graph, kept, outputs)
+        return result
 
     def _destroy(self, key: tuple[Any, ...]) -> None:
         self._graphs.pop(key).graph.destroy()

@@ -116,15 +116,17 @@ def test_the_whole_window_of_glm_4_7_flash_starts_in_24_gib(mapped: bool) -> Non
 
 
 def test_a_longer_window_leaves_less_for_the_cache_by_what_attention_takes() -> None:
-    """Parts of 15 rows by 240 tokens by 20 heads in two vectors of 16 lanes, each a float32 latent of 512; and codes."""
+    """Parts of 15 rows by 240 tokens by 20 heads in two vectors of 16 lanes, each a latent of 512; and codes."""
     need = glm(True, "int8")
     parts, codes = 4 * 15 * 845 * 32 * (512 + 4), 202_752 * 16 * (32 + 8)
     assert need.working(202_752) - need.working(2) == pytest.approx(parts + codes, rel=0.01)
 
 
-def test_what_a_cuda_graph_is_for_is_reserved_in_powers_of_two() -> None:
-    needs = {device: glm(False, "int8", device=device).working for device in ("cuda", "vulkan")}
-    assert needs["cuda"](16 * 1025) == needs["vulkan"](16 * 2048) == needs["cuda"](16 * 2048)
+def test_cuda_reserves_in_powers_of_two_and_for_the_thread_that_records_graphs() -> None:
+    cuda, vulkan = (glm(False, "int8", device=device).working for device in ("cuda", "vulkan"))
+    assert cuda(16 * 1025) == cuda(16 * 2048)
+    parts = 4 * 8 * (16 * 2048 // 128) * 20 * (512 + 4)
+    assert cuda(16 * 2048) == vulkan(16 * 2048) + parts
 
 
 def test_a_float16_cache_of_glm_4_7_flash_gets_what_fits_in_24_gib() -> None:

@@ -8,6 +8,7 @@
 namespace mlc_cuda {
 
 std::atomic<int64_t> kernel_launches{0}, graph_launches{0};
+thread_local int64_t* recorded_launches = nullptr;
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   tvm::ffi::reflection::GlobalDef()
@@ -20,6 +21,9 @@ TVM_FFI_STATIC_INIT_BLOCK() {
 MLC_EXPORTED int cuLaunchKernelEx(const void* config, void* function, void** parameters, void** extra) {
   using namespace mlc_cuda;
   static auto* launch = next<decltype(cuLaunchKernelEx)>("cuLaunchKernelEx", kDriver);
-  kernel_launches++;
+  if (recorded_launches)
+    ++*recorded_launches;
+  else
+    kernel_launches++;
   return launch(config, function, parameters, extra);
 }

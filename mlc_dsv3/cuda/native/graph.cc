@@ -1,8 +1,8 @@
-// CUDA graphs of what TVM launches: recorded on a stream of our own, started on TVM's.
+// CUDA graphs of what a thread launches: recorded on a stream of the recording's own, started on TVM's.
 //
-// A graph holds addresses, so what is allocated while it is recorded belongs to it: memory that is given back goes to the
-// graph's own next allocation, never to anybody else, and to the device when the graph is gone and nobody holds any of
-// it. TVM's runtime finds these two functions of memory before CUDA's own, as this library is in the process first.
+// A graph holds addresses, so what its thread allocates while it is recorded belongs to it: memory that is given back goes
+// to the graph's own next allocation, never to anybody else, and to the device when the graph is gone and nobody holds any
+// of it. TVM's runtime finds these two functions of memory before CUDA's own, as this library is in the process first.
 #include <tvm/ffi/extra/c_env_api.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "runtime.h"
 
@@ -21,8 +22,9 @@ using mlc_cuda::kRuntime;
 using mlc_cuda::next;
 
 constexpr int kDevice = 0;
-// cudaStreamCaptureModeRelaxed: memory may be asked for.
+// cudaStreamCaptureModeRelaxed: memory may be asked for. cudaStreamNonBlocking: other threads may use the default stream.
 constexpr int kRelaxed = 2;
+constexpr unsigned kNonBlocking = 1;
 
 int allocate(void** memory, size_t size) {
   static auto* function = next<int(void**, size_t)>("cudaMalloc", kRuntime);
@@ -75,26 +77,13 @@ class Graph {
 
 std::mutex mutex;
 std::unordered_map<void*, Graph*> owners;  // of graphs' memory
-Graph* recording = nullptr;
-std::atomic<int64_t> frees{0};
-void* stream = nullptr;
-TVMFFIStreamHandle before = nullptr;
+thread_local int64_t frees = 0;            // of this thread, to the device
 
 // With the mutex held.
 void delete_unless_held(Graph* graph) {
   if (!graph->destroyed || graph->held()) return;
   for (const auto& [memory, size] : graph->sizes()) owners.erase(memory);
   delete graph;
-}
-
-void begin() {
-  static auto* create = next<int(void**)>("cudaStreamCreate", kRuntime);
-  static auto* capture = next<int(void*, int)>("cudaStreamBeginCapture", kRuntime);
-  if (!stream) check(create(&stream), "cudaStreamCreate");
-  check(capture(stream, kRelaxed), "cudaStreamBeginCapture");
-  recording = new Graph;
-  recording->kernels = -mlc_cuda::kernel_launches;
-  TVM_FFI_CHECK_SAFE_CALL(TVMFFIEnvSetStream(kDLCUDA, kDevice, stream, &before));
 }
 
 void destroy(int64_t handle) {
@@ -104,24 +93,78 @@ void destroy(int64_t handle) {
   delete_unless_held(graph);
 }
 
-// The graph of what was launched since `begin`, ready to start; 0 where it is not to be kept.
+// What a thread launches from `start` to `finish`. Wherever it ends, the thread is as it was before.
+class Recording {
+ public:
+  ~Recording() {
+    static auto* destroy_stream = next<int(void*)>("cudaStreamDestroy", kRuntime);
+    if (captures_) end_capture();
+    if (entered_) TVMFFIEnvSetStream(kDLCUDA, kDevice, before_, nullptr);
+    if (stream_) destroy_stream(stream_);
+    if (graph_) destroy(reinterpret_cast<int64_t>(graph_));
+  }
+
+  void start() {
+    static auto* create = next<int(void**, unsigned)>("cudaStreamCreateWithFlags", kRuntime);
+    static auto* capture = next<int(void*, int)>("cudaStreamBeginCapture", kRuntime);
+    graph_ = new Graph;
+    check(create(&stream_, kNonBlocking), "cudaStreamCreateWithFlags");
+    TVM_FFI_CHECK_SAFE_CALL(TVMFFIEnvSetStream(kDLCUDA, kDevice, stream_, &before_));
+    entered_ = true;
+    check(capture(stream_, kRelaxed), "cudaStreamBeginCapture");
+    captures_ = true;
+  }
+
+  // The graph, ready to be launched.
+  Graph* finish() {
+    static auto* instantiate = next<int(void**, void*, unsigned long long)>("cudaGraphInstantiate", kRuntime);
+    static auto* destroy_recorded = next<int(void*)>("cudaGraphDestroy", kRuntime);
+    void* recorded = nullptr;
+    int error = end_capture(&recorded);
+    if (!error) error = instantiate(&graph_->ready, recorded, 0);
+    if (recorded) destroy_recorded(recorded);
+    check(error, "recording a CUDA graph");
+    return std::exchange(graph_, nullptr);
+  }
+
+  Graph* graph() { return graph_; }
+
+ private:
+  int end_capture(void** recorded) {
+    static auto* end = next<int(void*, void**)>("cudaStreamEndCapture", kRuntime);
+    captures_ = false;
+    return end(stream_, recorded);
+  }
+
+  void end_capture() {
+    static auto* destroy_recorded = next<int(void*)>("cudaGraphDestroy", kRuntime);
+    void* recorded = nullptr;
+    end_capture(&recorded);
+    if (recorded) destroy_recorded(recorded);
+  }
+
+  Graph* graph_ = nullptr;
+  void* stream_ = nullptr;
+  TVMFFIStreamHandle before_ = nullptr;
+  bool entered_ = false, captures_ = false;
+};
+
+thread_local std::unique_ptr<Recording> recording;
+
+void begin() {
+  if (recording) TVM_FFI_THROW(RuntimeError) << "this thread is recording a CUDA graph already";
+  auto made = std::make_unique<Recording>();
+  made->start();
+  mlc_cuda::recorded_launches = &made->graph()->kernels;
+  recording = std::move(made);
+}
+
+// The graph of what this thread launched since `begin`, ready to start; 0 where it is not to be kept.
 int64_t end(bool keep) {
-  static auto* end_capture = next<int(void*, void**)>("cudaStreamEndCapture", kRuntime);
-  static auto* instantiate = next<int(void**, void*, unsigned long long)>("cudaGraphInstantiate", kRuntime);
-  static auto* destroy_recorded = next<int(void*)>("cudaGraphDestroy", kRuntime);
-  TVM_FFI_CHECK_SAFE_CALL(TVMFFIEnvSetStream(kDLCUDA, kDevice, before, nullptr));
-  Graph* graph = recording;
-  recording = nullptr;
-  graph->kernels += mlc_cuda::kernel_launches;
-  mlc_cuda::kernel_launches -= graph->kernels;
-  void* recorded = nullptr;
-  int error = end_capture(stream, &recorded);
-  if (!error && keep) error = instantiate(&graph->ready, recorded, 0);
-  if (recorded) destroy_recorded(recorded);
-  if (keep && !error) return reinterpret_cast<int64_t>(graph);
-  destroy(reinterpret_cast<int64_t>(graph));
-  if (keep) check(error, "recording a CUDA graph");
-  return 0;
+  if (!recording) TVM_FFI_THROW(RuntimeError) << "this thread is recording no CUDA graph";
+  mlc_cuda::recorded_launches = nullptr;
+  auto ended = std::move(recording);
+  return keep ? reinterpret_cast<int64_t>(ended->finish()) : 0;
 }
 
 void launch(int64_t handle) {
@@ -138,7 +181,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("mlc_dsv3.cuda.launch_graph", launch)
       .def("mlc_dsv3.cuda.destroy_graph", destroy)
       .def("mlc_dsv3.cuda.graph_kernels", [](int64_t graph) { return reinterpret_cast<Graph*>(graph)->kernels; })
-      .def("mlc_dsv3.cuda.frees", [] { return frees.load(); });
+      .def("mlc_dsv3.cuda.frees", [] { return frees; });
 }
 
 }  // namespace
@@ -146,8 +189,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
 MLC_EXPORTED int cudaMalloc(void** memory, size_t size) {
   if (!recording) return allocate(memory, size);
   std::lock_guard<std::mutex> lock(mutex);
-  int error = recording->take(memory, size);
-  if (!error) owners[*memory] = recording;
+  int error = recording->graph()->take(memory, size);
+  if (!error) owners[*memory] = recording->graph();
   return error;
 }
 

@@ -14,6 +14,8 @@ namespace mlc_cuda {
 constexpr char kDriver[] = "libcuda.so.1", kRuntime[] = "libcudart.so.13";
 
 extern std::atomic<int64_t> kernel_launches, graph_launches;
+// Where this thread's launches are counted instead: while it records a graph, they start nothing.
+extern thread_local int64_t* recorded_launches;
 
 // The function of this name that comes after this library's own. It may be of a library that did not come with the
 // process, but was opened by it.

@@ -7,11 +7,15 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,6 +46,7 @@ struct CUgraphExec_st {
 };
 
 struct CUstream_st {
+  bool blocking = true;
   bool captures = false;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   std::vector<Work> work;
@@ -57,7 +62,7 @@ constexpr size_t kMemory = size_t(8) << 30;
 constexpr uint32_t kShared = 48 << 10, kAligned = 256;
 
 cudaError_t last = cudaSuccess;
-CUstream_st* capturing = nullptr;
+std::set<CUstream_st*> capturing;
 std::map<void*, GuardedMemory> allocations;
 size_t taken = 0;
 
@@ -67,7 +72,21 @@ cudaError_t result(cudaError_t error) {
 }
 
 // What nobody may do while a stream is captured, but in relaxed mode.
-bool forbidden() { return capturing && capturing->mode != cudaStreamCaptureModeRelaxed; }
+bool forbidden() {
+  return std::any_of(capturing.begin(), capturing.end(),
+                     [](const CUstream_st* each) { return each->mode != cudaStreamCaptureModeRelaxed; });
+}
+
+// The default stream and one that blocks wait for each other, so that a capture of the latter would depend on the former.
+bool implicit(cudaStream_t stream) {
+  return !stream && std::any_of(capturing.begin(), capturing.end(), [](const CUstream_st* each) { return each->blocking; });
+}
+
+// Tests have the function of this name fail.
+bool fails(const char* function) {
+  const char* name = std::getenv("EMULATED_GPU_FAILS");
+  return name && std::strcmp(name, function) == 0;
+}
 
 void run_kernel(const CUfunc_st& function, const std::vector<uint8_t>& parameters, dim3 grid, dim3 size,
                 uint32_t dynamic) {
@@ -165,8 +184,7 @@ EXPORTED CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction func
   if (stream && stream->captures) {
     stream->work.push_back(work);
   } else {
-    if (capturing && capturing->mode == cudaStreamCaptureModeGlobal && !stream)
-      return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    if (implicit(stream)) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     work();
   }
   return CUDA_SUCCESS;
@@ -289,6 +307,7 @@ EXPORTED cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cu
     if (kind != cudaMemcpyDeviceToDevice) return result(cudaErrorStreamCaptureUnsupported);
     stream->work.push_back(work);
   } else {
+    if (implicit(stream)) return result(cudaErrorStreamCaptureImplicit);
     work();
   }
   return cudaSuccess;
@@ -305,38 +324,45 @@ EXPORTED cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   return cudaSuccess;
 }
 
-EXPORTED cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
+EXPORTED cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  *stream = new CUstream_st;
+  (*stream)->blocking = flags != cudaStreamNonBlocking;
+  return cudaSuccess;
+}
 
 EXPORTED cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  capturing.erase(stream);
   delete stream;
   return cudaSuccess;
 }
 
 EXPORTED cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if ((stream && stream->captures) || forbidden()) return result(cudaErrorStreamCaptureUnsupported);
-  return cudaSuccess;
+  return result(implicit(stream) ? cudaErrorStreamCaptureImplicit : cudaSuccess);
 }
 
 EXPORTED cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 
 EXPORTED cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-  if (!stream || capturing) return result(cudaErrorStreamCaptureUnsupported);
+  if (!stream || fails("cudaStreamBeginCapture")) return result(cudaErrorStreamCaptureUnsupported);
+  if (stream->captures) return result(cudaErrorIllegalState);
   stream->captures = true;
   stream->mode = mode;
   stream->work.clear();
-  capturing = stream;
+  capturing.insert(stream);
   return cudaSuccess;
 }
 
 EXPORTED cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!stream->captures) return result(cudaErrorIllegalState);
   stream->captures = false;
-  capturing = nullptr;
+  capturing.erase(stream);
   *graph = new CUgraph_st{std::move(stream->work)};
   return cudaSuccess;
 }
 
 EXPORTED cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
+  if (fails("cudaGraphInstantiate")) return result(cudaErrorMemoryAllocation);
   *ready = new CUgraphExec_st{graph->work};
   return cudaSuccess;
 }
