@@ -26,11 +26,11 @@ def run(parsed: argparse.Namespace) -> None:
     """Write the files and print the path of mlc-chat-config.json."""
     import json
     import os
-    import shutil
 
     from mlc_dsv3.cli.arguments import required_quantization
     from mlc_dsv3.runtime.hub import model_folder
     from mlc_dsv3.weights import Checkpoint, gen_config
+    from mlc_dsv3.weights.files import copy_files
 
     quantization = required_quantization(parsed.quantization)
     checkpoint = Checkpoint.open(
@@ -44,8 +44,7 @@ def run(parsed: argparse.Namespace) -> None:
         conv_template=parsed.conv_template,
     )
     parsed.output.mkdir(parents=True, exist_ok=True)
-    for name in fields["tokenizer_files"]:
-        shutil.copyfile(checkpoint.path / name, parsed.output / name)
+    copy_files(checkpoint.path, fields["tokenizer_files"], parsed.output)
     path = parsed.output / "mlc-chat-config.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.weights.files import TOOL_TEMPLATE
 
 # What conversion and the tokenizer read; the rest of a repository (other formats, pictures) is left there.
 PATTERNS = (
@@ -18,6 +19,7 @@ PATTERNS = (
     "special_tokens_map.json",
     "tiktoken.model",
     "chat_template.*",
+    TOOL_TEMPLATE,
     "mlc-chat-config.json",
     "tensor-cache.json",
     "params_shard_*.bin",
@@ -74,9 +76,12 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import errors
 
     try:
-        # Repositories keep copies in other formats in folders of their own.
+        # Repositories keep copies in other formats in folders of their own, and a pattern's * takes in folders too.
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=["*/*"]
+            repository,
+            revision=revision,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=[f"*/{pattern}" for pattern in PATTERNS],
         )
     except errors.GatedRepoError as error:
         raise UserError(

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.control_tokens import BREAK
 from mlc_dsv3.runtime.messages import Message
-from mlc_dsv3.weights.files import read_json
+from mlc_dsv3.weights.files import TOOL_TEMPLATE, read_json
 
 _NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -50,8 +50,10 @@ class ChatTemplate:
         A file of its own wins over tokenizer_config.json, as in transformers. Raises UserError where there is none.
         """
         path = folder / "chat_template.jinja"
-        if path.exists():
-            return ChatTemplate(_read_text(path), path)
+        files = {_DEFAULT: path, _NAMED_FOR_TOOLS: folder / TOOL_TEMPLATE}
+        texts = {name: _read_text(file) for name, file in files.items() if file.exists()}
+        if texts:
+            return ChatTemplate(texts, path)
         path = folder / "chat_template.json"
         if path.exists():
             return ChatTemplate(_texts(read_json(path).get("chat_template"), path), path)

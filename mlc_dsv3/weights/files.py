@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +16,8 @@ from mlc_dsv3.errors import USER_ERRORS, UserError
 # As `mlc_dsv3.progress.progress`: title and total → a context that yields the function which advances.
 Progress = Callable[[str, float], AbstractContextManager[Callable[[float], None]]]
 
+# Where transformers 5 writes the chat template that is used when there are tools.
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
 # What a tokenizer, a chat template and generation's defaults may be spread over; an artifact takes what is there.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,6 +25,7 @@ TOKENIZER_FILES = (
     "tiktoken.model",
     "tokenizer.model",
     "chat_template.jinja",
+    TOOL_TEMPLATE,
     "chat_template.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -84,9 +88,16 @@ def inside(folder: Path, name: object, where: Path) -> Path:
     return folder / name
 
 
-def present(folder: Path, names: tuple[str, ...]) -> list[str]:
+def present(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of `names` that `folder` has as files."""
     return [name for name in names if (folder / name).is_file()]
+
+
+def copy_files(source: Path, names: Iterable[str], folder: Path) -> None:
+    """Copy those of `names` that `source` has into `folder`, under the same names."""
+    for name in present(source, names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
 
 
 def md5(path: Path, advance: Callable[[float], None]) -> str:

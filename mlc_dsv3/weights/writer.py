@@ -20,7 +20,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.weights import chat_config
-from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, md5, present, read_json
+from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, copy_files, md5, read_json
 from mlc_dsv3.weights.lock import exclusive
 from mlc_dsv3.weights.plan import TENSOR_CACHE, Plan, shard_name
 
@@ -127,8 +127,7 @@ def _write_small_files(source: Path, fields: dict[str, Any], placed: Plan, folde
         paths = [folder / shard_name(index) for index in range(len(placed.shard_sizes))]
         with ThreadPoolExecutor(_workers()) as pool:
             checksums = list(pool.map(lambda path: md5(path, advance), paths))
-    for name in present(source, (*TOKENIZER_FILES, GENERATION_CONFIG)):
-        shutil.copyfile(source / name, folder / name)
+    copy_files(source, (*TOKENIZER_FILES, GENERATION_CONFIG), folder)
     _write_json(folder / chat_config.FILE_NAME, fields)
     _write_json(folder / TENSOR_CACHE, placed.tensor_cache(checksums))
 
@@ -138,8 +137,11 @@ def _publish(partial: Path, output: Path) -> None:
     (output / TENSOR_CACHE).unlink(missing_ok=True)
     for old in output.glob("params_shard_*.bin"):
         old.unlink()
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == TENSOR_CACHE):
-        os.replace(path, output / path.name)
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == TENSOR_CACHE):
+        target = output / path.relative_to(partial)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
 
 
 def _workers() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,16 @@ def test_a_template_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["default"], ["default", "tool_use"], ["default", "rag"], ["tool_use"]])
-def test_tools_choose_the_template_that_transformers_chooses(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.parametrize("saved_anew", [False, True])
+def test_tools_choose_the_template_that_transformers_chooses(
+    tmp_path: Path, names: list[str], saved_anew: bool
+) -> None:
     transformers = pytest.importorskip("transformers")
     byte_level_checkpoint(tmp_path, [{"name": name, "template": f"{name} template"} for name in names])
     reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    if saved_anew:  # in files of their own
+        reference.save_pretrained(tmp_path)
+        assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
     tokenizer = Tokenizer.load(tmp_path)
     messages = [{"role": "user", "content": "x"}]
     for tools in (None, [{"type": "function", "function": {"name": "f"}}]):

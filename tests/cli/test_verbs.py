@@ -173,6 +173,8 @@ def test_inspect_names_what_it_cannot_read(tmp_path: Path, complaint: Callable[.
 
 
 def test_a_name_on_the_hub_is_downloaded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, compiled: list) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
     asked = []
 
     def snapshot_download(repository: str, **options: object) -> str:
@@ -182,7 +184,10 @@ def test_a_name_on_the_hub_is_downloaded(checkpoint: Path, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert main(["compile", "someone/tiny-model", "--quantization", "q0f32"]) == 0
     assert asked[0][0] == "someone/tiny-model"
-    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+    published = ["config.json", "a.safetensors", "fp8/a.safetensors", "fp8/config.json", "original/tokenizer.json"]
+    published += ["additional_chat_templates/tool_use.jinja", "additional_chat_templates/rag.jinja", "README.md"]
+    patterns = {name: asked[0][1][name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects(published, **patterns)) == [*published[:2], published[5]]
     assert compiled[0].output.name.startswith("tiny-model-q0f32-cpu.")
 
 

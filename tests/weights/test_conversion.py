@@ -142,6 +142,15 @@ def test_tokenizer_files_come_along(tmp_path):
     assert {path.name for path in output.iterdir()} == FINISHED | {*names, "tiktoken.model"}
 
 
+def test_a_template_for_tools_comes_along_in_its_folder(tmp_path):
+    folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3)
+    template = Path("additional_chat_templates", "tool_use.jinja")
+    (folder / template).parent.mkdir()
+    for text in ("one", "two"):  # the second conversion writes over the first one's
+        (folder / template).write_text(text)
+        assert (convert_folder(folder) / template).read_text() == text
+
+
 def test_a_chat_config_from_gen_config_is_kept_and_one_for_another_format_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3)
     output = tmp_path / "artifact"
