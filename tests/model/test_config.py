@@ -137,7 +137,9 @@ DEFAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "field", "read", "expected"), DEFAULTS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("name", "field", "read", "expected"), DEFAULTS, ids=[f"{name}-{field}" for name, field, *_ in DEFAULTS]
+)
 def test_an_absent_field_means_transformers_default(
     name: str, field: str, read: Callable[[ModelConfig], Any], expected: Any
 ) -> None:
