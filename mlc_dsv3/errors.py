@@ -38,7 +38,7 @@ def reason(error: Exception) -> str:
 
 def note(text: str) -> None:
     """Tell the user, in one line on standard error, what was chosen for him."""
-    print(f"mlc_dsv3: {' '.join(text.split())}", file=sys.stderr)
+    _say(f"mlc_dsv3: {' '.join(text.split())}")
 
 
 _said: set[str] = set()
@@ -53,4 +53,10 @@ def warn_once(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell the user, in one line on standard error, of something that does not stop the work."""
-    print(f"mlc_dsv3: warning: {' '.join(text.split())}", file=sys.stderr)
+    _say(f"mlc_dsv3: warning: {' '.join(text.split())}")
+
+
+def _say(line: str) -> None:
+    # Without a standard error, `print` would take standard output.
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)

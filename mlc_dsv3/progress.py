@@ -19,7 +19,7 @@ def progress(title: str, total: float) -> Iterator[Callable[..., None]]:
     `advance(amount, doing)` also shows what is being done behind the title. Within another bar's work there is none.
     """
     global _shown
-    if _shown or not sys.stderr.isatty():
+    if _shown or sys.stderr is None or not sys.stderr.isatty():
         yield lambda amount, doing=None: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.reply import ChatModel, Prompt, stream_reply
+from mlc_dsv3.encodings import takes_everything
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 
@@ -67,5 +68,5 @@ def _nowhere(text: str) -> None:
 
 
 def _write_json(out: TextIO, content: dict[str, Any]) -> None:
-    out.write(json.dumps(content, ensure_ascii=False) + "\n")
+    out.write(json.dumps(content, ensure_ascii=not takes_everything(out)) + "\n")
     out.flush()

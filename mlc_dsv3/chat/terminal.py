@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mlc_dsv3.chat.session import COMMANDS, ReadMessage
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import data_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -34,8 +36,9 @@ def line_reader(lines: TextIO) -> ReadMessage:
     return read
 
 
-def editor_reader(history: Path) -> ReadMessage:
-    """Messages from a line editor with history, multi-line input, paste and completion of commands."""
+def editor_reader(history: Path | None) -> ReadMessage:
+    """Messages from a line editor with history (None: of this session alone), multi-line input, paste and completion of
+    commands."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
@@ -82,26 +85,19 @@ def _key_bindings() -> KeyBindings:
     return bindings
 
 
-def history_path() -> Path:
-    """The file that keeps what was typed: the platform's folder for a user's data, or XDG_DATA_HOME."""
-    return data_folder() / "chat_history"
+def history_path() -> Path | None:
+    """The file that keeps what was typed, in the user's data folder; None for a user without one."""
+    try:
+        return data_folder() / "chat_history"
+    except UserError:
+        return None
 
 
-def data_folder() -> Path:
-    """This program's folder for a user's data; it need not exist."""
-    chosen = os.environ.get("XDG_DATA_HOME")
-    if chosen and Path(chosen).is_absolute():
-        return Path(chosen) / "mlc_dsv3"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "mlc_dsv3"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "mlc_dsv3"
-    return Path.home() / ".local" / "share" / "mlc_dsv3"
-
-
-def _history(path: Path) -> History:
+def _history(path: Path | None) -> History:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    if path is None:
+        return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What people tell a model is their own business.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import io
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from mlc_dsv3 import __version__
+from mlc_dsv3.cli.streams import discard_output, prepare_streams
 from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
@@ -31,7 +31,10 @@ VERBS = {
     "bench": "measure speed beside the memory's limit, and the demo's quality in each quantization",
 }
 # The environment's trouble and not ours; anything else that the operating system refuses is shown as a bug.
-_ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+_ENVIRONMENT_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EMFILE),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,12 +53,9 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name; None: this process's) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            # Neither bytes that are no text nor a terminal of another encoding should end a conversation.
-            stream.reconfigure(errors="replace")
     try:
-        parsed = _parser(arguments).parse_args(arguments)
+        prepare_streams()
+        parsed = _parse(arguments)
         code = parsed.run(parsed) or 0
         sys.stdout.flush()
         return code
@@ -64,18 +64,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has left; without this, Python complains once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader has left
         return 141
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_output()  # the output is what failed
         return _complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
 
 
 def _complain(text: str) -> int:
-    print(f"mlc_dsv3: error: {text}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"mlc_dsv3: error: {text}", file=sys.stderr)
     return 2
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. UserError for a wrong one, which points to the help of its verb."""
+    parser = _parser(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        verb = _verb(arguments)
+        of_verb = f" {verb}" if arguments.index(unknown[0]) > arguments.index(verb) else ""
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)} (see {parser.prog}{of_verb} --help)")
+    return parsed
+
+
+def _verb(arguments: list[str]) -> str | None:
+    """The first argument that is no option: none of the options before it takes a value."""
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
 
 
 def _parser(arguments: list[str]) -> _Parser:
@@ -87,7 +107,7 @@ def _parser(arguments: list[str]) -> _Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    wanted = _verb(arguments)
     for name, summary in VERBS.items():
         verb = verbs.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mlc_dsv3.encodings import takes_everything
+
 
 def print_json(content: Any) -> None:
-    """`content` as indented JSON."""
-    print(json.dumps(content, ensure_ascii=False, indent=2))
+    """`content` as indented JSON, in which other characters than the terminal's are escaped."""
+    print(json.dumps(content, ensure_ascii=not takes_everything(sys.stdout), indent=2))
 
 
 def print_table(rows: Iterable[Sequence[object]], columns: Sequence[str] | None = None) -> None:

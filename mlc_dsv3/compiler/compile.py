@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlc_dsv3.compiler.device_kernels import DeviceKernel, watched
+from mlc_dsv3.compiler.disk_space import refuse_full, temporary_folder
 from mlc_dsv3.compiler.dump import Dump
 from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
@@ -20,6 +21,7 @@ from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.compiler.tuned import find_tuned
 from mlc_dsv3.cuda.nvcc import number
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import import_tvm
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 from relax_model.layout import layout_of
@@ -50,7 +52,7 @@ def compile_model(
     this quantization); `architectures` are CUDA's; `host` is the kind of machine that the library is for (default: this
     one, or the target's own). A folder `dump` gets the IR after each phase and the kernels' source. Raises UserError
     for an unknown device, level, quantization, dtype, architecture or host, a context over the model's, a kernel that
-    takes more than the target has, or a machine that cannot link.
+    takes more than the target has, a machine that cannot link, or a disk that is full.
     """
     target = resolve_target(device, level, cache_dtype, architectures, host)
     window = config.max_position_embeddings if context_window is None else context_window
@@ -61,6 +63,10 @@ def compile_model(
     check_backend(target)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    refuse_full(output.parent)
+    if target.family != "cpu":
+        temporary_folder()  # where the compilers of kernels write
+    import_tvm()
     dumped = Dump(dump)
     with progress(f"Compiling for {target.level}", total=4) as advance:
         from tvm import relax
@@ -95,7 +101,7 @@ def compile_model(
                 link(Path(library), [*map(Path, objects), note], target.host)
 
             partial = Path(folder) / f"library.{target.host.suffix}"
-            executable.export_library(str(partial), fcompile=link_all)
+            executable.export_library(str(partial), fcompile=link_all, workspace_dir=folder)
             os.replace(partial, output)
         advance(1)
     return output

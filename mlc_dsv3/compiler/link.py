@@ -75,6 +75,8 @@ def _zig(program: str) -> list[str]:
 
 
 def _run(command: list[str], output: Path) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    # What it writes meanwhile goes where the library goes, and where there is room for it.
+    environment = {**os.environ, "TMPDIR": str(output.parent.absolute())}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
     if done.returncode:
         raise UserError(f"linking {output} failed: {' '.join((done.stderr or done.stdout).split())[:500]}")

@@ -36,12 +36,12 @@ def is_possible(family: str, tile: Mapping[str, int]) -> bool:
 
 def user_record(target: CompileTarget) -> Path:
     """Where `tune` writes this target's record, and `compile` looks first."""
-    return data_folder() / "tuned" / f"{target.device}-{target.level}.json"
+    return data_folder() / "tuned" / _file_name(target)
 
 
 def shipped_record(target: CompileTarget) -> Path:
     """Where ours is, if there is one."""
-    return build_folder() / "tuned" / user_record(target).name
+    return build_folder() / "tuned" / _file_name(target)
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,34 @@ class TunedTiles:
 
 def find_tuned(target: CompileTarget) -> TunedTiles:
     """What our record and the user's choose for `target`; what does not fit is ignored with a warning."""
-    path = user_record(target)
-    ours, own = _fitting(shipped_record(target), target), _fitting(path, target)
-    tiles = {kernel: tile for kernel, tile in (ours | own).items() if tile}
-    return TunedTiles(tiles, path, frozenset(own))
+    ours, *users = _records(target)
+    own = {kernel: tile for path in users for kernel, tile in _fitting(path, target).items()}
+    tiles = {kernel: tile for kernel, tile in (_fitting(ours, target) | own).items() if tile}
+    return TunedTiles(tiles, users[0] if users else ours, frozenset(own))
 
 
 def tuned_text(target: CompileTarget, quantization: str) -> str:
     """What records choose for weights of this quantization, unchecked: a part of the key of a cached library."""
     found: dict[str, Any] = {}
-    for path in (shipped_record(target), user_record(target)):
+    for path in _records(target):
         try:
             kernels = read_record(path).kernels
         except UserError:
             continue
         found |= {each.kernel: dict(each.tile) for each in kernels if _layout(each.kernel) in (None, quantization)}
     return json.dumps({kernel: tile for kernel, tile in found.items() if tile}, sort_keys=True)
+
+
+def _file_name(target: CompileTarget) -> str:
+    return f"{target.device}-{target.level}.json"
+
+
+def _records(target: CompileTarget) -> list[Path]:
+    """Where our record and the user's are, if they are; a user without a folder for data has none."""
+    try:
+        return [shipped_record(target), user_record(target)]
+    except UserError:
+        return [shipped_record(target)]
 
 
 def _fitting(path: Path, target: CompileTarget) -> dict[str, dict[str, int]]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import expanded
 from mlc_dsv3.weights.files import TOOL_TEMPLATE
 
 # What conversion and the tokenizer read; the rest of a repository (other formats, pictures) is left there.
@@ -37,7 +38,7 @@ def model_folder(model: str | Path) -> Path:
 
     Raises UserError where it is neither, or cannot be had.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.exists():
         return path
     found = _REPOSITORY.fullmatch(str(model))
@@ -54,7 +55,7 @@ def model_title(model: str | Path) -> str:
 def model_name(model: str | Path) -> str:
     """What a model's files are called after: the last part of its folder's or repository's name, without an artifact's
     endings."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     name = Path(_repository(model) or (path.resolve() if path.exists() else path)).name
     return name.removesuffix("-MLC").rpartition("-")[0] if name.endswith("-MLC") and "-" in name[:-4] else name
 

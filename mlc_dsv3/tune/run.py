@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlc_dsv3.compiler.targets import resolve_target
 from mlc_dsv3.compiler.tuning_record import TunedKernel, TuningRecord, kernels_version
 from mlc_dsv3.errors import UserError, warn
+from mlc_dsv3.folders import import_tvm
 from mlc_dsv3.progress import progress
 from mlc_dsv3.runtime.virtual_machine import configure_threads, usable_cores
 
@@ -42,6 +43,7 @@ def tune(
     end = time.perf_counter() + seconds
     configure_threads(threads or usable_cores())  # before tvm is imported, whose threads it decides on
 
+    import_tvm()
     from mlc_dsv3.compiler.compile import build_options, check_backend
     from mlc_dsv3.tune.cases import kernel_cases
     from mlc_dsv3.tune.device import tune_device

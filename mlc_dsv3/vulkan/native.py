@@ -46,9 +46,10 @@ def load() -> None:
         return
     tvm_ffi.register_error("DeviceError", DeviceError)
     ctypes.CDLL(str(_LIBRARY), ctypes.RTLD_GLOBAL)
-    folder = cache_folder() / "pipelines"
-    _call("keep_pipelines_in", str(folder))
-    atexit.register(_keep_pipelines, folder)
+    with contextlib.suppress(UserError):  # without a home, pipelines are compiled anew each time
+        folder = cache_folder() / "pipelines"
+        _call("keep_pipelines_in", str(folder))
+        atexit.register(_keep_pipelines, folder)
 
 
 def _keep_pipelines(folder: Path) -> None:

@@ -18,7 +18,7 @@ from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.oneshot import answer_lines, answer_once
 from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
-from mlc_dsv3.chat.terminal import data_folder, line_reader
+from mlc_dsv3.chat.terminal import history_path, line_reader
 from mlc_dsv3.errors import ContextWindowError, UserError
 from mlc_dsv3.experts.load import ExpertLoad
 
@@ -376,7 +376,8 @@ def test_memory_tells_own_from_mapped_and_falls_back_to_the_peak(tmp_path: Path)
 
 def test_history_lies_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert data_folder() == tmp_path / "mlc_dsv3"
+    assert history_path() == tmp_path / "mlc_dsv3" / "chat_history"
     monkeypatch.setenv("XDG_DATA_HOME", "relative")
-    monkeypatch.setattr("sys.platform", "linux")
-    assert data_folder() == Path.home() / ".local" / "share" / "mlc_dsv3"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert history_path().is_relative_to(tmp_path)
+    assert history_path().parent.name == "mlc_dsv3"

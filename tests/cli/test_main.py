@@ -88,6 +88,17 @@ def test_a_wrong_command_line_is_one_line_and_two(arguments: list[str], capsys: 
     assert "--help" in shown.err
 
 
+@pytest.mark.parametrize("verb_name", VERBS)
+def test_an_unknown_option_points_to_its_verbs_help(verb_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = {"convert_weight": ["x"], "gen_config": ["x", "-o", "y"], "compile": ["x"], "inspect": ["x"]}
+    arguments = [*needed.get(verb_name, ()), *(["--text", "x"] if verb_name == "rebalance" else ())]
+    assert main([verb_name, *arguments, "--nope"]) == 2
+    said = f"mlc_dsv3: error: unrecognized arguments: --nope (see mlc_dsv3 {verb_name} --help)\n"
+    assert capsys.readouterr().err == said
+    assert main(["--nope", verb_name, *arguments]) == 2
+    assert "(see mlc_dsv3 --help)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -95,6 +106,9 @@ def test_a_wrong_command_line_is_one_line_and_two(arguments: list[str], capsys: 
         (ConfigError("n_group is 0"), "n_group is 0"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device: /x"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"), "Not a directory: /dev/null/x"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/tmp"), "Is a directory: /tmp"),
+        (OSError(errno.EFBIG, "File too large", "/x"), "File too large: /x"),
     ],
 )
 def test_a_mistake_is_one_line_and_two(
