@@ -63,7 +63,7 @@ def model_name(model: str | Path) -> str:
 def _repository(model: str | Path) -> str | None:
     """The repository that `model` names, or whose snapshot it is in the Hub's cache
     (`models--org--name/snapshots/<revision>`); None for other folders."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.exists():
         found = _REPOSITORY.fullmatch(str(model))
         return found["name"] if found else None
