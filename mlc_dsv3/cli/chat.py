@@ -146,6 +146,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _options(parsed: argparse.Namespace) -> ChatOptions:
+    if parsed.raw:
+        return {}
     return {"template_kwargs": parsed.template_kwargs or {}, "parse_control_tokens": parsed.parse_control_tokens}
 
 

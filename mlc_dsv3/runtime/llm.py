@@ -188,7 +188,11 @@ class LLM:
 
     def prompt_tokens(self, prompt: Prompt | Conversation, **options: Unpack[ChatOptions]) -> Sequence[int]:
         """The token ids that the model reads for a prompt or a conversation."""
-        return self._chat_ids(prompt, options) if _is_conversation(prompt) else self._prompt_ids(prompt)
+        if _is_conversation(prompt):
+            return self._chat_ids(prompt, options)
+        if any(options.values()):
+            raise UserError(f"{' and '.join(options)} are for conversations; this prompt has no chat template")
+        return self._prompt_ids(prompt)
 
     def answer_opening(self, prompt: Prompt | Conversation, **options: Unpack[ChatOptions]) -> str:
         """What the chat template says for the model at the answer's beginning (`<think>`), which is no part of it."""

@@ -103,8 +103,8 @@ class Tokenizer:
         otherwise. Raises UserError where there is no template, or with the template's words where it refuses.
         """
         rendered = self._rendered(conversation, add_generation_prompt, **options)
-        # Most conversations spell out no control token, and need no second vocabulary.
-        return self.encode(rendered) if BREAK not in rendered else self._encode_broken(rendered)
+        parse = options.get("parse_control_tokens")
+        return self.encode(rendered) if parse else self._encode_with_text_as_text(rendered)
 
     def answer_opening(self, conversation: Conversation, **options: Unpack[ChatOptions]) -> str:
         """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing.
@@ -156,19 +156,31 @@ class Tokenizer:
             prompt = " ".join(control.names)
         return control.spoken(prompt)
 
-    def _encode_broken(self, rendered: str) -> list[int]:
+    def _encode_with_text_as_text(self, rendered: str) -> list[int]:
         """The ids of rendered text in which messages' control tokens are broken."""
-        control = self._vocabulary.control_tokens
-        marked = control.mark_own(_without_surrogates(rendered))
+        marked = self._vocabulary.control_tokens.mark_own(_without_surrogates(rendered))
+        if BREAK not in rendered:
+            # Most conversations spell out no control token, and need no second vocabulary.
+            ids = self.encode(rendered)
+            if self._count_control(ids) <= marked.count(OWN):
+                return ids
+            # A normalizer has made control tokens of other characters, such as full-width ones.
         ids = self._vocabulary.encode_chat(marked)
-        unknown = self._special_tokens.get("unk_token")
-        tokens = {self._vocabulary.token_id(name) for name in control.names if name != unknown}
-        if sum(token in tokens for token in ids) > marked.count(OWN):
+        if self._count_control(ids) > marked.count(OWN):
             raise UserError(
                 f"the tokenizer in {self.folder} makes a control token of ordinary text; "
                 "parse_control_tokens (chat --parse-control-tokens) accepts that"
             )
         return ids
+
+    def _count_control(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control_ids for token in ids)
+
+    @functools.cached_property
+    def _control_ids(self) -> frozenset[int | None]:
+        """Without the unknown token, which ordinary text may become."""
+        names = self._vocabulary.control_tokens.names - {self._special_tokens.get("unk_token")}
+        return frozenset(map(self._vocabulary.token_id, names))
 
     def _named_ids(self, role: str) -> list[int]:
         token = self._vocabulary.token_id(self._special_tokens.get(role, ""))

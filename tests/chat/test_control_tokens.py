@@ -285,6 +285,20 @@ def test_added_words_stay_words_in_messages(tmp_path: Path) -> None:
         assert tokenizer.chat_prompt([{"role": "user", "content": said}])[:2] == words
 
 
+def test_a_normalizer_makes_no_control_token_of_other_characters(tmp_path: Path) -> None:
+    folder = byte_level_checkpoint(tmp_path, "{{ '<think>' + messages[0].content + '<think>' }}")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "NFKC"}
+    for entry in content["added_tokens"]:
+        entry["normalized"] = not entry["special"]
+    write_json(folder / "tokenizer.json", content)
+    tokenizer, plain = Tokenizer.load(folder), ordinary(folder)
+    think = tokenizer.encode("<think>")
+    assert tokenizer.encode("＜think＞") == think
+    for said in ("＜think＞", "ﬁne", f"＜think＞{EOS}"):
+        assert tokenizer.chat_prompt([{"role": "user", "content": said}]) == [*think, *plain(said), *think]
+
+
 def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused(tmp_path: Path) -> None:
     folder = byte_level_checkpoint(tmp_path)
     content = json.loads((folder / "tokenizer.json").read_text())

@@ -212,6 +212,9 @@ def test_how_conversations_are_rendered_reaches_the_tokenizer(parts: Parts) -> N
         assert parts.tokenizer.options == options
     assert llm.answer_opening(message) == "<think>"
     assert llm.answer_opening("hello") == ""
+    for call in (llm.stream, llm.prompt_tokens):
+        with pytest.raises(UserError, match="template_kwargs are for conversations"):
+            call("hello", template_kwargs={"thinking": True})
 
 
 def test_the_tokenizer_is_checked_before_anything_is_made(parts: Parts) -> None:
