@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from mlc_dsv3.errors import USER_ERRORS
+
+EXAMPLES = settings(
+    max_examples=100,
+    deadline=timedelta(seconds=4),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 ABSENT = object()
 # As text, since some of it cannot be made by Python's own writer.
 _HOSTILE = (
@@ -53,3 +65,36 @@ def changed(document: Any, path: tuple[Any, ...], value: Any) -> str:
         return json.dumps(document)
     holder[path[-1]] = _MARK
     return json.dumps(document).replace(f'"{_MARK}"', value)
+
+
+def draw_change(document: Any, data: st.DataObject) -> str:
+    """The document as JSON with something hostile in some place."""
+    path = data.draw(st.sampled_from(list(places(document))), label="place")
+    return changed(document, path, data.draw(values, label="value"))
+
+
+@contextmanager
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other contents for a while."""
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def check(read: Callable[[Path], object], folder: Path) -> None:
+    """Reading `folder` works, or ends in one line; it takes no gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = _refusal(read, folder)
+    assert message is None or ("\n" not in message and len(message) < 5000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "memory grew by more than 1 GiB"
+
+
+def _refusal(read: Callable[[Path], object], folder: Path) -> str | None:
+    try:
+        read(folder)
+    except USER_ERRORS as error:
+        return str(error)
+    return None

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import hostile
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
 
-from mlc_dsv3.errors import USER_ERRORS
 from mlc_dsv3.weights import Artifact, Checkpoint, checkpoint_identity, convert, gen_config
 from mlc_dsv3.weights.generation import read_sampling
 from mlc_dsv3.weights.names import check_tensors
@@ -42,11 +36,6 @@ GENERATION = {
     **{"eos_token_id": [1, 2], "bos_token_id": 0, "pad_token_id": 2, "num_beams": 1},
 }
 INDEX = "model.safetensors.index.json"
-EXAMPLES = settings(
-    max_examples=100,
-    deadline=timedelta(seconds=4),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 
 
 @pytest.fixture(scope="module")
@@ -86,70 +75,42 @@ def open_artifact(folder: Path) -> None:
     read_sampling(Fields(opened.chat_config))
 
 
-@contextmanager
-def replaced(path: Path, data: bytes) -> Iterator[None]:
-    before = path.read_bytes()
-    path.write_bytes(data)
-    try:
-        yield
-    finally:
-        path.write_bytes(before)
-
-
-def check(read: Callable[[Path], None], folder: Path) -> None:
-    """Reading `folder` works, or ends in one line; it takes no gigabyte."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    said = ""
-    try:
-        read(folder)
-    except USER_ERRORS as error:
-        said = str(error)
-    assert "\n" not in said
-    assert len(said) < 5000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "memory grew by more than 1 GiB"
-
-
-def change(document: Any, data: st.DataObject) -> str:
-    path = data.draw(st.sampled_from(list(hostile.places(document))), label="place")
-    return hostile.changed(document, path, data.draw(hostile.values, label="value"))
-
-
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
-@EXAMPLES
+@hostile.EXAMPLES
 @given(data=st.data())
 def test_a_checkpoints_files(checkpoint: Path, name: str, data: st.DataObject) -> None:
-    changed = change(json.loads((checkpoint / name).read_bytes()), data)
-    with replaced(checkpoint / name, changed.encode()):
-        check(open_checkpoint, checkpoint)
+    changed = hostile.draw_change(json.loads((checkpoint / name).read_bytes()), data)
+    with hostile.replaced(checkpoint / name, changed.encode()):
+        hostile.check(open_checkpoint, checkpoint)
 
 
-@EXAMPLES
+@hostile.EXAMPLES
 @given(data=st.data())
 def test_a_safetensors_header(checkpoint: Path, data: st.DataObject) -> None:
     path = checkpoint / "model-00001-of-00001.safetensors"
     fields, rest = header(path)
-    changed = change(json.loads(fields), data).encode()
-    with replaced(path, len(changed).to_bytes(8, "little") + changed + rest):
-        check(open_checkpoint, checkpoint)
+    changed = hostile.draw_change(json.loads(fields), data).encode()
+    with hostile.replaced(path, len(changed).to_bytes(8, "little") + changed + rest):
+        hostile.check(open_checkpoint, checkpoint)
 
 
 @pytest.mark.parametrize("name", ["mlc-chat-config.json", "tensor-cache.json"])
-@EXAMPLES
+@hostile.EXAMPLES
 @given(data=st.data())
 def test_an_artifacts_files(artifact: Path, name: str, data: st.DataObject) -> None:
-    changed = change(json.loads((artifact / name).read_bytes()), data)
-    with replaced(artifact / name, changed.encode()):
-        check(open_artifact, artifact)
+    changed = hostile.draw_change(json.loads((artifact / name).read_bytes()), data)
+    with hostile.replaced(artifact / name, changed.encode()):
+        hostile.check(open_artifact, artifact)
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"3", b"null", b"[" * 100_000, b'{"a": ' * 100_000, b"{}"])
 def test_files_that_are_no_objects(checkpoint: Path, artifact: Path, text: bytes) -> None:
     for name in ("config.json", "generation_config.json", INDEX):
-        with replaced(checkpoint / name, text):
-            check(open_checkpoint, checkpoint)
+        with hostile.replaced(checkpoint / name, text):
+            hostile.check(open_checkpoint, checkpoint)
     for name in ("mlc-chat-config.json", "tensor-cache.json"):
-        with replaced(artifact / name, text):
-            check(open_artifact, artifact)
+        with hostile.replaced(artifact / name, text):
+            hostile.check(open_artifact, artifact)
     path = checkpoint / "model-00001-of-00001.safetensors"
-    with replaced(path, len(text).to_bytes(8, "little") + text):
-        check(open_checkpoint, checkpoint)
+    with hostile.replaced(path, len(text).to_bytes(8, "little") + text):
+        hostile.check(open_checkpoint, checkpoint)
