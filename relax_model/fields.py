@@ -15,6 +15,7 @@ from relax_model.errors import ConfigError
 REQUIRED: Any = object()  # as a default: the field must be there
 MOST_TOKENS = 1 << 30  # of any context; positions are 32-bit integers
 _MOST = 2**53  # whole numbers up to here are the same in every JSON reader
+_SURROGATES = frozenset(map(chr, range(0xD800, 0xE000)))
 _SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -79,10 +80,10 @@ class Fields:
         return value
 
     def text(self, name: str, default: Any = REQUIRED) -> Any:
-        """A string."""
+        """A string of Unicode; JSON can spell halves of surrogate pairs, which are none."""
         value = self._get(name, default)
-        if value is not default and not isinstance(value, str):
-            raise self._wrong(name, value, "a string")
+        if value is not default and not (isinstance(value, str) and _SURROGATES.isdisjoint(value)):
+            raise self._wrong(name, value, "a string of Unicode")
         return value
 
     def object(self, name: str, default: Any = REQUIRED) -> Any:

@@ -22,6 +22,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.control_tokens import BREAK
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.weights.files import TOOL_TEMPLATE, read_json
+from relax_model.fields import shown
 
 _NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -44,8 +45,8 @@ class ChatTemplate:
         self.variables = frozenset(node.name for node in names if node.ctx == "load")
 
     @staticmethod
-    def load(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplate:
-        """The template of a checkpoint or artifact.
+    def load(folder: Path, configured: Any) -> ChatTemplate:
+        """The template of a checkpoint or artifact; `configured` is the chat_template of its tokenizer_config.json.
 
         A file of its own wins over tokenizer_config.json, as in transformers. Raises UserError where there is none.
         """
@@ -58,8 +59,8 @@ class ChatTemplate:
         if path.exists():
             return ChatTemplate(_texts(read_json(path).get("chat_template"), path), path)
         path = folder / "tokenizer_config.json"
-        if tokenizer_config.get("chat_template"):
-            return ChatTemplate(_texts(tokenizer_config["chat_template"], path), path)
+        if configured:
+            return ChatTemplate(_texts(configured, path), path)
         raise UserError(
             f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
             "for a base model, chat --raw sends the text as it is"
@@ -104,12 +105,16 @@ def _read_text(path: Path) -> str:
 
 def _texts(template: Any, path: Path) -> str | dict[str, str]:
     """The single template or the named ones that a file holds."""
-    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    texts = template if isinstance(template, dict) and template else {_DEFAULT: template}
-    if not all(isinstance(text, str) for pair in texts.items() for text in pair):
-        raise UserError(f"{path}: chat_template is {template!r}; it must be text, or named texts")
-    return template
+    texts = {}
+    if isinstance(template, dict):
+        texts = template
+    elif isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in template]
+        texts = dict(pair for pair in pairs if isinstance(pair[0], str))
+        texts = texts if len(texts) == len(pairs) else {}
+    if isinstance(template, str) or (texts and all(isinstance(text, str) for text in texts.values())):
+        return texts or template
+    raise UserError(f"{path}: chat_template is {shown(template)}; it must be text, or named texts")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -15,11 +15,10 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.control_tokens import BREAK, END_OF_THINK, OWN, THINK
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation, template_messages
 from mlc_dsv3.runtime.template import ChatTemplate
+from mlc_dsv3.runtime.tokenizer_config import TokenizerConfig
 from mlc_dsv3.runtime.vocabulary import TiktokenVocabulary, TokenizersVocabulary, Vocabulary
-from mlc_dsv3.weights.files import read_json
 
 _THINKING = ("thinking", "enable_thinking")  # DeepSeek-V3.1's; GLM's and Youtu's
-SPECIAL_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
@@ -29,35 +28,29 @@ class Tokenizer:
     id + 1 (a model's own vocabulary may be padded beyond it).
     """
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, config: dict[str, Any], configs: list[dict]) -> None:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, config: TokenizerConfig) -> None:
         self.folder = folder
         self.vocab_size = vocabulary.size
         self._vocabulary = vocabulary
         self._bytes: dict[int, bytes] = {}
-        self._special_tokens = {role: name for role in SPECIAL_TOKEN_ROLES if (name := _token_text(config.get(role)))}
         self._template: ChatTemplate | None = None
         self._config = config
-        self.bos_token_id: int | None = self._special_id("bos_token", configs)
-        self.eos_token_ids = frozenset(_ids(configs, "eos_token_id") + self._named_ids("eos_token"))
+        bos = *self._named_ids("bos_token"), *config.token_ids["bos_token_id"]
+        self.bos_token_id: int | None = next(iter(bos), None)
+        self.eos_token_ids = frozenset((*config.token_ids["eos_token_id"], *self._named_ids("eos_token")))
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:
         """The tokenizer of a checkpoint or an artifact. Raises UserError where there is none or it is broken."""
         folder = Path(folder)
-        config = _read_if_there(folder / "tokenizer_config.json")
-        for role, name in _read_if_there(folder / "special_tokens_map.json").items():
-            if config.get(role) is None:
-                config[role] = name
-        # An artifact keeps the ids of generation_config.json and config.json in mlc-chat-config.json.
-        sources = ("generation_config.json", "config.json", "mlc-chat-config.json")
-        configs = [_read_if_there(folder / name) for name in sources]
+        config = TokenizerConfig.read(folder)
         if (folder / "tokenizer.json").exists():
             vocabulary: Vocabulary = TokenizersVocabulary(folder / "tokenizer.json")
         elif (folder / "tiktoken.model").exists():
-            vocabulary = TiktokenVocabulary(folder / "tiktoken.model", config)
+            vocabulary = TiktokenVocabulary(folder / "tiktoken.model", config.added_tokens)
         else:
             raise UserError(f"{folder} has no tokenizer: neither tokenizer.json nor tiktoken.model is there")
-        return Tokenizer(folder, vocabulary, config, configs)
+        return Tokenizer(folder, vocabulary, config)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of `text`; special tokens written out in it become their ids.
@@ -65,7 +58,7 @@ class Tokenizer:
         `add_special_tokens` puts in front what the model expects before plain text (its BOS token, where it has one).
         """
         ids = self._vocabulary.encode(_without_surrogates(text), add_special_tokens)
-        wants_bos = add_special_tokens and self._config.get("add_bos_token") is True
+        wants_bos = add_special_tokens and self._config.add_bos_token
         if wants_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
         return ids
@@ -91,7 +84,7 @@ class Tokenizer:
     def chat_template(self) -> ChatTemplate:
         """The checkpoint's chat template. Raises UserError where there is none."""
         if self._template is None:
-            self._template = ChatTemplate.load(self.folder, self._config)
+            self._template = ChatTemplate.load(self.folder, self._config.chat_template)
         return self._template
 
     def chat_prompt(
@@ -143,7 +136,7 @@ class Tokenizer:
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
-            variables={**self._special_tokens, **variables},
+            variables={**self._config.special_tokens, **variables},
         )
 
     @functools.cached_property
@@ -151,7 +144,9 @@ class Tokenizer:
         """The control tokens that an assistant's words may hold."""
         control = self._vocabulary.control_tokens
         try:
-            prompt = self.chat_template.render([{"role": "user", "content": "x"}], variables=self._special_tokens)
+            prompt = self.chat_template.render(
+                [{"role": "user", "content": "x"}], variables=self._config.special_tokens
+            )
         except UserError:  # a template that wants more than a question; any token may begin its turns
             prompt = " ".join(control.names)
         return control.spoken(prompt)
@@ -179,30 +174,14 @@ class Tokenizer:
     @functools.cached_property
     def _control_ids(self) -> frozenset[int | None]:
         """Without the unknown token, which ordinary text may become."""
-        names = self._vocabulary.control_tokens.names - {self._special_tokens.get("unk_token")}
+        names = self._vocabulary.control_tokens.names - {self._config.special_tokens.get("unk_token")}
         return frozenset(map(self._vocabulary.token_id, names))
 
     def _named_ids(self, role: str) -> list[int]:
-        token = self._vocabulary.token_id(self._special_tokens.get(role, ""))
+        token = self._vocabulary.token_id(self._config.special_tokens.get(role, ""))
         return [] if token is None else [token]
-
-    def _special_id(self, role: str, configs: list[dict]) -> int | None:
-        return next(iter(self._named_ids(role) + _ids(configs, f"{role}_id")), None)
 
 
 def _without_surrogates(text: str) -> str:
     # Lone surrogates come from terminals and JSON; neither library takes them.
     return text.encode("utf-8", "replace").decode()
-
-
-def _token_text(entry: Any) -> str | None:
-    return entry.get("content") if isinstance(entry, dict) else entry
-
-
-def _ids(configs: list[dict], field: str) -> list[int]:
-    values = [config.get(field) for config in configs]
-    return [token for value in values if value is not None for token in (value if isinstance(value, list) else [value])]
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -10,7 +10,7 @@ import binascii
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,9 +19,15 @@ import tokenizers
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
+from mlc_dsv3.runtime.tokenizer_config import AddedToken
+from mlc_dsv3.weights.files import read_json
+from relax_model.fields import shown
 
 if TYPE_CHECKING:
     import tiktoken
+
+
+_MOST_IDS = 1 << 24
 
 
 class Vocabulary(Protocol):
@@ -54,8 +60,11 @@ class TokenizersVocabulary:
 
     def __init__(self, path: Path) -> None:
         try:
+            fields = read_json(path)
+            _check_ids(path, fields)
             self._tokenizer = tokenizers.Tokenizer.from_file(native_name(path))
-            decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder")
+        except UserError:
+            raise
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             raise UserError(f"{path} is not a tokenizer that can be read: {_one_line(error)}") from error
         # Both may be left in the file from training, and would cut or pad prompts.
@@ -68,7 +77,7 @@ class TokenizersVocabulary:
             {entry.content: entry.special for entry in added.values() if not entry.single_word}
         )
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._steps = _decoder_steps(decoder)
+        self._steps = _decoder_steps(fields.get("decoder"))
         kinds = {step["type"] for step in self._steps}
         unknown = kinds - {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
         if unknown or not kinds & {"ByteLevel", "Replace", "Metaspace"}:
@@ -129,6 +138,17 @@ class TokenizersVocabulary:
         return text.encode()
 
 
+def _check_ids(path: Path, fields: Mapping[str, Any]) -> None:
+    """UserError for an id that no vocabulary has: the library makes room for all ids below it."""
+    model, added = fields.get("model"), fields.get("added_tokens")
+    ids = model.get("vocab") if isinstance(model, dict) else None
+    ids = [*ids.values()] if isinstance(ids, dict) else []
+    ids += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    wrong = next((token for token in ids if type(token) is not int or not 0 <= token < _MOST_IDS), None)
+    if wrong is not None:
+        raise UserError(f"{path} has the token id {shown(wrong)}; ids are whole numbers below {_MOST_IDS}")
+
+
 def _decoder_steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     if decoder is None:
         return []
@@ -161,20 +181,17 @@ class TiktokenVocabulary:
 
     strips_leading_space = False
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, added: Mapping[int, AddedToken]) -> None:
         ranks = _read_ranks(path)
-        added = {int(token): entry for token, entry in config.get("added_tokens_decoder", {}).items()}
         names = {token: f"<|reserved_token_{token}|>" for token in range(len(ranks), len(ranks) + _RESERVED_TOKENS)}
-        names |= {token: entry["content"] for token, entry in added.items() if token >= len(ranks)}
+        names |= {token: entry.content for token, entry in added.items() if token >= len(ranks)}
         self._ids = {name: token for token, name in names.items()}
         self._pieces = {rank: piece for piece, rank in ranks.items()}
         self._pieces |= {token: b"" for token in names}
-        self._pieces |= {
-            token: entry["content"].encode() for token, entry in added.items() if not entry.get("special", True)
-        }
+        self._pieces |= {token: entry.content.encode() for token, entry in added.items() if not entry.special}
         self.size = max(self._pieces) + 1
         self.control_tokens = ControlTokens(
-            {name: added.get(token, {}).get("special", True) for name, token in self._ids.items()}
+            {name: token not in added or added[token].special for name, token in self._ids.items()}
         )
         self._ranks, self._name = ranks, path.parent.name
         self._encoding = self._encoding_with(self._ids)

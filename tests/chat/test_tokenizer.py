@@ -208,7 +208,7 @@ def test_streaming_a_long_answer_takes_linear_time(tmp_path: Path) -> None:
     ("broken", "said"),
     [
         ({}, "has no tokenizer"),
-        ({"tokenizer.json": "{"}, "not a tokenizer that can be read"),
+        ({"tokenizer.json": "{"}, "is not valid JSON"),
         ({"tokenizer.json": '{"model": 3}'}, "not a tokenizer that can be read"),
         ({"tiktoken.model": "IQ== zero"}, "line 1"),
         ({"tiktoken.model": "IQ== 0\nIg== 5"}, "damaged or cut off"),

@@ -1,0 +1,96 @@
+"""Whatever stands in a field of a tokenizer's files: it works, or it is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import hostile
+import pytest
+from chat_checkpoints import tiktoken_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlc_dsv3.demo import checkpoint_path
+from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+CONFIG = {
+    "add_bos_token": True,
+    "bos_token": {"content": "<|bos|>", "special": True},
+    "eos_token": "<|eos|>",
+    "chat_template": [
+        {"name": "default", "template": "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"},
+        {"name": "tool_use", "template": "{{ tools }}"},
+    ],
+    "added_tokens_decoder": {"0": {"content": "<|bos|>", "special": True}, "400": {"content": "<x>", "special": False}},
+}
+SPECIAL = {"bos_token": "<|bos|>", "pad_token": {"content": "<|pad|>"}, "additional_special_tokens": ["<x>"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "tokenizer"
+    folder.mkdir()
+    shutil.copyfile(checkpoint_path() / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG))
+    (folder / "special_tokens_map.json").write_text(json.dumps(SPECIAL))
+    for name in ("generation_config.json", "config.json", "mlc-chat-config.json"):
+        (folder / name).write_text(json.dumps({"eos_token_id": [1, 2], "bos_token_id": 0, "pad_token_id": None}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiktoken_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiktoken_checkpoint(tmp_path_factory.mktemp("tiktoken"))
+
+
+def use(folder: Path) -> None:
+    """Read a folder's tokenizer and go through what a session asks of it."""
+    tokenizer = Tokenizer.load(folder)
+    ids = tokenizer.encode("Hello, 中文 <|eos|>!", add_special_tokens=True)
+    assert all(isinstance(token, int) for token in (*ids, *tokenizer.eos_token_ids))
+    tokenizer.decode(ids)
+    tokenizer.chat_prompt([{"role": "user", "content": "hello <|eos|>"}])
+    tokenizer.chat_prompt([{"role": "user", "content": "hello"}], tools=[{"name": "f"}])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("generation_config.json", "config.json", "mlc-chat-config.json"),
+    ],
+)
+@hostile.EXAMPLES
+@given(data=st.data())
+def test_a_tokenizers_files(folder: Path, name: str, data: st.DataObject) -> None:
+    changed = hostile.draw_change(json.loads((folder / name).read_bytes()), data)
+    with hostile.replaced(folder / name, changed.encode()):
+        hostile.check(use, folder)
+
+
+@hostile.EXAMPLES
+@given(data=st.data())
+def test_a_configuration_beside_tiktoken(tiktoken_folder: Path, data: st.DataObject) -> None:
+    path = tiktoken_folder / "tokenizer_config.json"
+    with hostile.replaced(path, hostile.draw_change(json.loads(path.read_bytes()), data).encode()):
+        hostile.check(use, tiktoken_folder)
+
+
+@hostile.EXAMPLES
+@given(value=hostile.values)
+def test_a_template_file(folder: Path, value: str | object) -> None:
+    path = folder / "chat_template.json"
+    path.write_text(hostile.changed({"chat_template": None}, ("chat_template",), value))
+    try:
+        hostile.check(use, folder)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"3", b"null", b"[" * 100_000, b'{"a": ' * 100_000, b"{}"])
+def test_files_that_are_no_objects(folder: Path, text: bytes) -> None:
+    for path in folder.iterdir():
+        with hostile.replaced(path, text):
+            hostile.check(use, folder)
