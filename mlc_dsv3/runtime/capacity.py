@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 from mlc_dsv3.errors import UserError
@@ -37,6 +38,13 @@ class Room:
     context_window: int | None = None
     max_batch: int | None = None
     cache_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, value in asdict(self).items():
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise UserError(f"{field} is {value!r}; it takes a whole number")
+        if self.cache_tokens is not None and self.cache_tokens < _LEAST_WINDOW:
+            raise UserError(f"cache_tokens is {self.cache_tokens}; it must be at least {_LEAST_WINDOW}")
 
     def batch(self, max_rows: int) -> int:
         """Sequences that run at once, where a step has at most `max_rows` rows. UserError for more or for none."""

@@ -66,6 +66,19 @@ def test_cache_tokens_are_rounded_up_to_pages_and_hold_a_window() -> None:
         plan_cache(Room(cache_tokens=1_000_000), NEED, 10**6, **LIMITS)
 
 
+@pytest.mark.parametrize("field", ["context_window", "max_batch", "cache_tokens"])
+@pytest.mark.parametrize("value", [2.5, "4096", True, float("nan"), [16]])
+def test_what_is_no_whole_number_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{field} is .*; it takes a whole number"):
+        Room(**{field: value})
+
+
+@pytest.mark.parametrize("tokens", [-5, 0, 1])
+def test_a_cache_without_room_for_a_token_to_generate_is_refused(tokens: int) -> None:
+    with pytest.raises(UserError, match=f"cache_tokens is {tokens}; it must be at least 2"):
+        Room(cache_tokens=tokens)
+
+
 def test_what_a_step_needs_and_the_weights_leave_less_for_the_cache() -> None:
     need = replace(ON_GPU, weights=2_000, working=lambda window: 10 * window)
     assert plan_cache(Room(), need, 10_000, **LIMITS).context_window == 100
