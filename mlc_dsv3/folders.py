@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
@@ -19,6 +20,14 @@ def cache_folder() -> Path:
 def data_folder() -> Path:
     """What is kept for good: tuning records and what was typed in `chat`. UserError without a home."""
     return _chosen("XDG_DATA_HOME") or _home("XDG_DATA_HOME") / _BY_PLATFORM["data"] / _NAME
+
+
+def temporary_folder() -> Path:
+    """What TMPDIR names, or another folder where that cannot be written to. UserError where there is none."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise UserError("no folder for temporary files can be written to; set TMPDIR to one that can") from None
 
 
 def expanded(path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlc_dsv3.compiler.device_kernels import DeviceKernel, watched
-from mlc_dsv3.compiler.disk_space import refuse_full, temporary_folder
+from mlc_dsv3.compiler.disk_space import refuse_full
 from mlc_dsv3.compiler.dump import Dump
 from mlc_dsv3.compiler.link import find_linker, link
 from mlc_dsv3.compiler.metadata import describe
@@ -21,7 +21,7 @@ from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.compiler.tuned import find_tuned
 from mlc_dsv3.cuda.nvcc import number
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.folders import import_tvm
+from mlc_dsv3.folders import import_tvm, temporary_folder
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 from relax_model.layout import layout_of
@@ -65,7 +65,7 @@ def compile_model(
     output.parent.mkdir(parents=True, exist_ok=True)
     refuse_full(output.parent)
     if target.family != "cpu":
-        temporary_folder()  # where the compilers of kernels write
+        refuse_full(temporary_folder())  # where the compilers of kernels write
     import_tvm()
     dumped = Dump(dump)
     with progress(f"Compiling for {target.level}", total=4) as advance:

@@ -21,13 +21,3 @@ def refuse_full(folder: Path) -> None:
             file.flush()
     except OSError as error:
         raise UserError(f"compiling writes up to {_MEBIBYTES} MiB to {folder}: {error.strerror}") from None
-
-
-def temporary_folder() -> Path:
-    """The folder for temporary files (TMPDIR), which takes what a compilation writes. UserError where there is none."""
-    try:
-        folder = Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        raise UserError("no folder for temporary files can be written to; set TMPDIR to one that can") from None
-    refuse_full(folder)
-    return folder

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import temporary_folder
 
 # nvcc calls or includes them, and each package has a version of its own.
 _PARTS = ("nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-cuda-runtime")
@@ -109,7 +110,9 @@ def compile_source(source: str, wanted: Sequence[str]) -> bytes:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Where TMPDIR cannot be written to, this is another folder; the compiler would end.
+    environment = {**os.environ, "TMPDIR": str(temporary_folder())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout

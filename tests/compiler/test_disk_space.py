@@ -13,8 +13,9 @@ import pytest
 from golden import checkpoints
 
 from mlc_dsv3.cli.main import main
-from mlc_dsv3.compiler.disk_space import refuse_full, temporary_folder
+from mlc_dsv3.compiler.disk_space import refuse_full
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import temporary_folder
 
 
 @pytest.fixture

@@ -29,6 +29,16 @@ def test_a_fatbin_holds_each_architectures_machine_code_and_the_last_ones_ptx(tm
     assert "sm_90" not in intermediate
 
 
+def test_a_temporary_folder_that_cannot_be_written_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python passes over such a folder; the compiler that it starts would not."""
+    (tmp_path / "absent").write_text("no folder")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+    assert nvcc.compile_source(KERNEL, ["sm_80"])
+
+
 def test_source_that_is_none_is_answered_in_the_compilers_words() -> None:
     with pytest.raises(RuntimeError, match='identifier "nonsense" is undefined'):
         nvcc.compile_source('extern "C" __global__ void f() { nonsense; }', ["sm_80"])
