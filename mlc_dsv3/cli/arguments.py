@@ -116,9 +116,10 @@ def read_model(argument: str, ignore: Collection[str] = (), *, without_mtp: bool
     A checkpoint's is what its tensors bear out; a config.json by itself, or without weights beside it, is taken at its
     word. `without_mtp` leaves out the MTP layers; UserError where an artifact has them.
     """
+    from mlc_dsv3.json_files import read_json
     from mlc_dsv3.runtime.hub import model_folder, model_name
     from mlc_dsv3.weights import Checkpoint
-    from mlc_dsv3.weights.files import read_json
+    from mlc_dsv3.weights.chat_config import read_chat_config
     from mlc_dsv3.weights.shards import has_weights
 
     path = model_folder(argument)
@@ -130,6 +131,8 @@ def read_model(argument: str, ignore: Collection[str] = (), *, without_mtp: bool
     else:
         file = path
     fields = read_json(file)
+    if "model_config" in fields:
+        fields = read_chat_config(file)
     quantization = fields.get("quantization") if "model_config" in fields else None
     if path.is_dir() and "model_config" not in fields and has_weights(path):
         config = Checkpoint.open(path, ignore=ignore, without_mtp=without_mtp).model_config
@@ -141,18 +144,16 @@ def read_model(argument: str, ignore: Collection[str] = (), *, without_mtp: bool
 
 def _config_alone(file: Path, fields: dict[str, Any], ignore: Collection[str], without_mtp: bool) -> ModelConfig:
     """The configuration in the `fields` of a config.json or mlc-chat-config.json, taken at its word."""
+    from mlc_dsv3.json_files import naming
     from mlc_dsv3.weights.artifact import refuse_mtp_layers
     from mlc_dsv3.weights.corrections import with_mtp_layers
     from relax_model.config import parse_config
-    from relax_model.errors import ConfigError
 
     config = {name: value for name, value in fields.get("model_config", fields).items() if name not in ignore}
     if without_mtp and "model_config" not in fields:
         config = with_mtp_layers(config, 0)
-    try:
+    with naming(file):
         parsed = parse_config(config)
-    except ConfigError as error:
-        raise UserError(f"{file}: {error}") from error
     if without_mtp:
         refuse_mtp_layers(file, parsed)
     return parsed

@@ -197,8 +197,8 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
             refuse_unknown_to_llama(source.config, gguf_type(quantization))
 
     from mlc_dsv3.bench.subject import model_subject, random_subject
+    from mlc_dsv3.json_files import read_json
     from mlc_dsv3.weights.corrections import with_mtp_layers
-    from mlc_dsv3.weights.files import read_json
 
     for quantization in chosen:
         if parsed.model_config:

@@ -10,14 +10,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlc_dsv3._pins import PINS
 from mlc_dsv3.compiler.kernel_sources import canonical, kernel_sources
 from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import parse_json
+from relax_model.errors import ConfigError
+from relax_model.fields import Fields, is_number, shown
 
 FORMAT_VERSION = 1
+_MOST = 1 << 20  # of threads, and of a tile's fields
 # What makes a device's code out of kernels beside TVM, in files of mlc_dsv3.
 _CODE_MAKERS = {"vulkan": "vulkan/glsl/*.py", "metal": "metal/source.py"}
 
@@ -103,16 +106,36 @@ def write_record(record: TuningRecord, path: Path) -> None:
 def read_record(path: Path) -> TuningRecord:
     """Read a record. UserError for a file that is none, or is of another format version."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format_version"] != FORMAT_VERSION:
-            raise UserError(f"has format version {fields['format_version']}, and this program reads {FORMAT_VERSION}")
-        kernels = tuple(_tuned_kernel(each) for each in fields.pop("kernels"))
-        return TuningRecord(**fields, kernels=kernels)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError("is no tuning record") from error
+        fields = Fields(parse_json(path.read_bytes(), "is no tuning record: it"))
+        version = fields.integer("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"has format version {version}, and this program reads {FORMAT_VERSION}")
+        kernels = [Fields.of(each, f"kernels[{index}]") for index, each in enumerate(fields.array("kernels"))]
+        return TuningRecord(
+            fields.text("kernels_version"),
+            fields.text("device"),
+            fields.text("level"),
+            fields.text("processor"),
+            fields.integer("threads", most=_MOST),
+            tuple(map(_tuned_kernel, kernels)),
+        )
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise UserError(f"is no tuning record: {error}") from error
 
 
-def _tuned_kernel(fields: dict[str, Any]) -> TunedKernel:
-    tile = {str(name): int(value) for name, value in fields["tile"].items()}
-    seconds = {str(regime): (float(both[0]), float(both[1])) for regime, both in fields["seconds"].items()}
-    return TunedKernel(str(fields["kernel"]), tile, seconds)
+def _tuned_kernel(fields: Fields) -> TunedKernel:
+    tile, seconds = fields.object("tile"), fields.object("seconds", Fields({}))
+    return TunedKernel(
+        fields.text("kernel"),
+        {name: tile.integer(name, least=-_MOST, most=_MOST) for name in tile.values},
+        {regime: _seconds(seconds, regime) for regime in seconds.values},
+    )
+
+
+def _seconds(fields: Fields, regime: str) -> tuple[float, float]:
+    both = fields.array(regime)
+    if len(both) != 2 or not all(is_number(each) and 1e-12 < each < 1e6 for each in both):
+        raise ConfigError(f"{fields.where}{regime} is {shown(both)}; it must be the default's seconds and the choice's")
+    return float(both[0]), float(both[1])

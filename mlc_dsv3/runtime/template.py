@@ -19,9 +19,10 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import read_json
 from mlc_dsv3.runtime.control_tokens import BREAK
 from mlc_dsv3.runtime.messages import Message
-from mlc_dsv3.weights.files import TOOL_TEMPLATE, read_json
+from mlc_dsv3.weights.files import TOOL_TEMPLATE
 from relax_model.fields import shown
 
 _NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import naming, read_json
 from mlc_dsv3.limits import MOST_TOKEN_ID
-from mlc_dsv3.weights.files import naming, read_json
 from mlc_dsv3.weights.generation import TOKEN_ID_FIELDS, read_token_ids
 from relax_model.fields import Fields, shown
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tokenizers
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import read_json
 from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
 from mlc_dsv3.runtime.tokenizer_config import AddedToken
-from mlc_dsv3.weights.files import read_json
 from relax_model.fields import shown
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import naming
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.weights.chat_config import FILE_NAME, read_chat_config
-from mlc_dsv3.weights.files import Progress, md5, naming
+from mlc_dsv3.weights.files import Progress, md5
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
 from mlc_dsv3.weights.tensor_cache import Shard, read_shards
 from relax_model.config import ModelConfig, parse_config

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import naming, read_json
 from mlc_dsv3.weights.checkpoint import Checkpoint
-from mlc_dsv3.weights.files import TOKENIZER_FILES, naming, present, read_json
+from mlc_dsv3.weights.files import TOKENIZER_FILES, present
 from mlc_dsv3.weights.generation import TOKEN_ID_FIELDS, GenerationConfig, read_sampling, read_token_ids
 from relax_model.config import ModelConfig
 from relax_model.fields import MOST_TOKENS, Fields, shown

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.json_files import naming, read_json
 from mlc_dsv3.weights.corrections import check_index, with_stored_mtp_layers, with_stored_quantization
 from mlc_dsv3.weights.decode import DECODABLE, apply_block_scales, to_float32
-from mlc_dsv3.weights.files import naming, read_json
 from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
 from mlc_dsv3.weights.shards import open_files
 from mlc_dsv3.weights.spelling import family_names

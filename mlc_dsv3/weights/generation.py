@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import warn_once
+from mlc_dsv3.json_files import naming, read_json
 from mlc_dsv3.limits import MOST_TOKEN_ID, SAMPLING_LIMITS
-from mlc_dsv3.weights.files import GENERATION_CONFIG, naming, read_json
+from mlc_dsv3.weights.files import GENERATION_CONFIG
 from relax_model.fields import Fields, shown
 
 TOKEN_ID_FIELDS = ("pad_token_id", "bos_token_id", "eos_token_id")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.weights.files import parse_json
+from mlc_dsv3.json_files import parse_json
 from relax_model.fields import shown
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.weights.files import inside, read_json
+from mlc_dsv3.json_files import read_json
+from mlc_dsv3.weights.files import inside
 from mlc_dsv3.weights.safetensors import SafetensorsFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.weights.files import inside, naming, read_json
+from mlc_dsv3.json_files import naming, read_json
+from mlc_dsv3.weights.files import inside
 from mlc_dsv3.weights.plan import TENSOR_CACHE
 from relax_model.fields import Fields, shown
 from relax_model.layout import BufferSpec

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.weights import chat_config
-from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, copy_files, md5, read_json
+from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, copy_files, md5
 from mlc_dsv3.weights.lock import exclusive
 from mlc_dsv3.weights.plan import TENSOR_CACHE, Plan, shard_name
 
@@ -164,7 +164,7 @@ def _kept_chat_config(output: Path, fields: dict[str, Any]) -> dict[str, Any]:
     path = output / chat_config.FILE_NAME
     if not path.exists():
         return fields
-    existing = read_json(path)
+    existing = chat_config.read_chat_config(path)
     for name in ("quantization", "model_config"):
         if existing.get(name) != fields[name]:
             raise UserError(f"{path} is for another {name}; remove it or choose another folder")

@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import tvm_ffi
 from golden.families import CHECKPOINTS
+from hypothesis import given
+from hypothesis import strategies as st
 from tvm import ir, tirx
 
 import relax_model
@@ -18,7 +21,7 @@ from mlc_dsv3.compiler import resolve_target, tuned
 from mlc_dsv3.compiler.compile import build_options
 from mlc_dsv3.compiler.fingerprint import library_key
 from mlc_dsv3.compiler.targets import build_folder, read_description
-from mlc_dsv3.compiler.tuned import find_tuned, user_record
+from mlc_dsv3.compiler.tuned import find_tuned, tuned_text, user_record
 from mlc_dsv3.compiler.tuning_record import TunedKernel, TuningRecord, kernels_version, read_record, write_record
 from mlc_dsv3.errors import UserError
 from relax_model.config import parse_config
@@ -80,7 +83,7 @@ def ours() -> Path:
         ({"kernels_version": "0" * 64}, "is for another version of the kernels and is ignored"),
         ({"level": "x86-64-avx512"}, "is for x86-64-avx512, and the target is x86-64-avx2; it is ignored"),
         ({"format_version": 99}, "has format version 99"),
-        ({"kernels": None}, "is no tuning record; it is ignored"),
+        ({"kernels": None}, "is no tuning record: kernels is null; it must be a list; it is ignored"),
     ],
 )
 def test_a_record_that_does_not_fit_is_ignored_with_one_warning(
@@ -94,6 +97,22 @@ def test_a_record_that_does_not_fit_is_ignored_with_one_warning(
     assert warning.startswith(f"mlc_dsv3: warning: tuning record {user_record(TARGET)} ")
     assert said in warning
     assert warning.count("\n") == 1
+
+
+def read_tuned(folder: Path) -> None:
+    found = find_tuned(TARGET)
+    found.warn_unless_for([LINEAR])
+    assert tuned_text(TARGET, PACKED)
+    _ = [each.gain for each in read_record(folder).kernels]
+
+
+@hostile.EXAMPLES
+@given(data=st.data())
+def test_whatever_stands_in_a_record_is_read_or_ignored(data: st.DataObject) -> None:
+    path = user_record(TARGET)
+    write_record(record(choice(prefetch=8), choice(OTHER)), path)
+    path.write_text(hostile.draw_change(json.loads(path.read_text()), data))
+    hostile.check(read_tuned, path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlc_dsv3.compiler import compile_model
 from mlc_dsv3.cuda.resources import read_instructions, read_resources
-from mlc_dsv3.weights.files import read_json
+from mlc_dsv3.json_files import read_json
 from relax_model.config import parse_config
 
 ROOT = Path(__file__).parents[2]

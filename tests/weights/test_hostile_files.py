@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
 
+from mlc_dsv3.cli.arguments import read_model
 from mlc_dsv3.weights import Artifact, Checkpoint, checkpoint_identity, convert, gen_config
 from mlc_dsv3.weights.generation import read_sampling
 from mlc_dsv3.weights.names import check_tensors
@@ -67,12 +68,17 @@ def open_checkpoint(folder: Path) -> None:
     check_tensors(opened, opened.model_config)
     gen_config(opened, "q4f16_1")
     opened.close()
+    read_model(str(folder / "config.json"))
 
 
 def open_artifact(folder: Path) -> None:
     opened = Artifact.open(folder)
     opened.map_parameters()
     read_sampling(Fields(opened.chat_config))
+
+
+def read_artifact_alone(folder: Path) -> None:
+    read_model(str(folder))
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
@@ -101,6 +107,7 @@ def test_an_artifacts_files(artifact: Path, name: str, data: st.DataObject) -> N
     changed = hostile.draw_change(json.loads((artifact / name).read_bytes()), data)
     with hostile.replaced(artifact / name, changed.encode()):
         hostile.check(open_artifact, artifact)
+        hostile.check(read_artifact_alone, artifact)
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"3", b"null", b"[" * 100_000, b'{"a": ' * 100_000, b"{}"])

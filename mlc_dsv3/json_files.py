@@ -1,0 +1,59 @@
+"""JSON objects from files that others write, with errors that name the file.
+
+`relax_model.fields.Fields` reads what is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlc_dsv3.errors import USER_ERRORS, UserError
+
+_MOST_JSON_BYTES = 256 << 20  # ten times the largest tokenizer.json
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; UserError, with the place, where it cannot be read. Its numbers are finite."""
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; no file of its kind is that large")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object with finite numbers; UserError, which begins with `where`, for anything else."""
+    try:
+        value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where} holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"it has {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"its number {text[:40]} is too large")
+    return value
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of errors about its fields."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        raise UserError(f"{path}: {error}") from error
