@@ -140,18 +140,17 @@ def layout_of(quantization: str) -> Layout:
 
 _CACHE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 CACHE_DTYPES = tuple(_CACHE_BYTES)
-CACHE_GROUP = 32  # values of a latent cache in 8 bits that share a factor
+CACHE_GROUP = 32  # values of a latent cache in 8 bits that share a scale
 
 
 def cache_width(dtype: str, kv_lora_rank: int, rope: int) -> int:
     """Elements of a cached token in a layer: its latent and its rotated key, in floats.
 
-    In 8 bits both are whole groups of codes, and behind them lie the groups' 16-bit factors and the token's float32
-    scale: value = code · factor · scale.
+    In 8 bits both are whole groups of codes, and behind them lie the groups' bfloat16 scales: value = code · scale.
     """
     if dtype != "int8":
         return kv_lora_rank + rope
-    return (CACHE_GROUP + 2) * (-(-kv_lora_rank // CACHE_GROUP) + -(-rope // CACHE_GROUP)) + 4
+    return (CACHE_GROUP + 2) * (-(-kv_lora_rank // CACHE_GROUP) + -(-rope // CACHE_GROUP))
 
 
 def cached_token_bytes(dtype: str, kv_lora_rank: int, rope: int) -> int:

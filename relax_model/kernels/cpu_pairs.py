@@ -82,3 +82,43 @@ def outer_pairs(tile: CpuTile, rows: int, vectors: int) -> Callable[..., Any]:
                 y[y_at(i, v)] = finish(i, v, T.Cast(f"float32x{lanes}", acc[at(i, v)]))
 
     return multiply
+
+
+def outer_pairs_by_group(tile: CpuTile, rows: int, vectors: int, size: int) -> Callable[..., Any]:
+    """Statement `multiply(groups, a, b, factor, worth, y, y_at)`: sums over groups of `size` pairs, each scaled.
+
+    y[y_at(i, v)] = Σ_g factor(i, g) · worth(g, v) · Σ_k a(i, k) · b(k, v), where k runs through group g's pairs; a and
+    b are as `outer_pairs`', factor(i, g) a float32 and worth(g, v) a vector.
+    """
+    lanes, dot = tile.lanes, pair_dot(tile)
+
+    def at(i: Any, v: Any) -> Any:
+        return T.Ramp((i * vectors + v) * lanes, 1, lanes)
+
+    @T.inline
+    def multiply(groups, a, b, factor, worth, y, y_at):
+        total = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="global")
+        for i in T.unroll(rows):
+            for v in T.unroll(vectors):
+                total[at(i, v)] = T.Broadcast(T.float32(0), lanes)
+        for g in T.serial(groups):
+            acc = T.alloc_buffer((rows * vectors * lanes,), "int32", scope="global")
+            for i in T.unroll(rows):
+                for v in T.unroll(vectors):
+                    acc[at(i, v)] = T.Broadcast(T.int32(0), lanes)
+            for k in T.serial(size):
+                for i in T.unroll(rows):
+                    for v in T.unroll(vectors):
+                        acc[at(i, v)] = dot(acc[at(i, v)], b(g * size + k, v), T.Broadcast(a(i, g * size + k), lanes))
+            for i in T.unroll(rows):
+                for v in T.unroll(vectors):
+                    total[at(i, v)] = T.fma(
+                        T.Cast(f"float32x{lanes}", acc[at(i, v)]),
+                        worth(g, v) * T.Broadcast(factor(i, g), lanes),
+                        total[at(i, v)],
+                    )
+        for i in T.unroll(rows):
+            for v in T.unroll(vectors):
+                y[y_at(i, v)] = total[at(i, v)]
+
+    return multiply

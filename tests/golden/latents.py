@@ -6,9 +6,11 @@ an explicit list of keys and values.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from golden.reference import absorbed_in_eight_bits, in_eight_bits
+from golden.reference import absorbed_in_eight_bits, in_eight_bits, upwards_in_bfloat16
 from relax_model.kernels.attention.shape import AttentionShape
 
 
@@ -19,20 +21,19 @@ def stored_cache(shape: AttentionShape, values: np.ndarray) -> np.ndarray:
     parts = [values[..., : shape.kv_lora_rank], values[..., shape.kv_lora_rank :]]
     padded = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % 32)]) for part in parts]
     groups = np.concatenate(padded, axis=-1).reshape(*values.shape[:-1], -1, 32)
-    largest = np.abs(groups).max(axis=-1).astype(np.float64)
-    scale = (largest.max(axis=-1, keepdims=True) / (127 * 32000)).astype(np.float32)
-    factors = np.ceil(largest / (127 * scale.astype(np.float64))).astype(np.int16)
-    codes = np.rint(groups / (factors * scale)[..., None]).astype(np.int8).reshape(*values.shape[:-1], -1)
-    return np.concatenate([codes, factors.view(np.int8), scale.view(np.int8)], axis=-1)
+    scales = upwards_in_bfloat16(np.abs(groups).max(axis=-1) / 127)
+    codes = np.rint(groups / np.where(scales == 0, 1, scales)[..., None]).astype(np.int8)
+    bits = (scales.astype(np.float32).view(np.int32) >> 16).astype(np.int16)
+    return np.concatenate([codes.reshape(*values.shape[:-1], -1), bits.view(np.int8)], axis=-1)
 
 
 def cached_values(shape: AttentionShape, cache: np.ndarray) -> np.ndarray:
     """The float64 values (…, latent_width) of a cache's slots."""
     if shape.cache_dtype != "int8":
         return cache.astype(np.float64)
-    groups = (cache.shape[-1] - 4) // 34
-    factors = np.ascontiguousarray(cache[..., groups * 32 : groups * 34]).view(np.int16).astype(np.float64)
-    scales = factors * np.ascontiguousarray(cache[..., groups * 34 :]).view(np.float32)
+    groups = cache.shape[-1] // 34
+    bits = np.ascontiguousarray(cache[..., groups * 32 :]).view(np.int16).astype(np.int32)
+    scales = (bits << 16).view(np.float32).astype(np.float64)
     values = cache[..., : groups * 32].reshape(*cache.shape[:-1], groups, 32) * scales[..., None]
     values = values.reshape(*cache.shape[:-1], -1)
     start = -(-shape.kv_lora_rank // 32) * 32
@@ -48,10 +49,15 @@ def rotate(x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
 
 
 class Latents:
-    """Two sequences in one paged cache, their pages shuffled, with the tensors that a step brings."""
+    """Two sequences in one paged cache, their pages shuffled, with the tensors that a step brings.
 
-    def __init__(self, shape: AttentionShape, lengths: tuple[int, int]) -> None:
+    What is cached is `magnitudes` (latent_width,) times random values, and what meets it as much smaller. Those of the
+    two values of a rotary pair, which lie in halves, must be equal.
+    """
+
+    def __init__(self, shape: AttentionShape, lengths: tuple[int, int], magnitudes: np.ndarray | None = None) -> None:
         self.shape = shape
+        self.magnitudes = np.ones(shape.latent_width, np.float32) if magnitudes is None else magnitudes
         self.random = np.random.default_rng(11)
         pages = [-(-length // shape.page_size) for length in lengths]
         order = self.random.permutation(sum(pages) + 3).astype(np.int32)
@@ -59,16 +65,23 @@ class Latents:
         self.page_table[0, : pages[0]] = order[: pages[0]]
         self.page_table[1, : pages[1]] = order[pages[0] : sum(pages)]
         cached = self.random.standard_normal((sum(pages) + 3, shape.page_size, shape.latent_width), np.float32)
-        self.cache = stored_cache(shape, cached)
+        self.exact = cached * self.magnitudes
+        self.cache = stored_cache(shape, self.exact)
 
     def expansion(self) -> np.ndarray:
         """Random values for `kv_b_proj`, (heads · (nope + v), kv_lora_rank)."""
         rows = self.shape.heads * self.shape.expanded_width
-        return self.random.standard_normal((rows, self.shape.kv_lora_rank), np.float32) * 0.3
+        rank = self.shape.kv_lora_rank
+        return self.random.standard_normal((rows, rank), np.float32) * 0.3 / self.magnitudes[:rank]
 
     def set_expansion(self, exact: np.ndarray) -> None:
         """The values that `kv_b_proj` stands for once it is stored."""
         self.kv_b = exact.reshape(self.shape.heads, self.shape.expanded_width, self.shape.kv_lora_rank)
+
+    def forget_rounding(self) -> None:
+        """From now on what is expected is of the values themselves, and not of what the cache made of them."""
+        self.shape = replace(self.shape, cache_dtype="float32")
+        self.cache = self.exact
 
     def latents(self, sequence: int, length: int) -> np.ndarray:
         """The first `length` cached tokens of a sequence, float64."""
@@ -112,4 +125,8 @@ class Latents:
 
     def queries(self, rows: int) -> np.ndarray:
         """Random queries (rows, heads · (nope + rope))."""
-        return self.random.standard_normal((rows, self.shape.heads * self.shape.query_width), np.float32)
+        shape = self.shape
+        q = self.random.standard_normal((rows, shape.heads, shape.query_width), np.float32)
+        pairs = self.magnitudes[shape.kv_lora_rank : shape.kv_lora_rank + shape.rope // 2]
+        q[..., shape.nope :] /= np.repeat(pairs, 2) if shape.interleaved else np.tile(pairs, 2)
+        return q.reshape(rows, -1)

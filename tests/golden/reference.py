@@ -230,21 +230,24 @@ def in_eight_bits(values: np.ndarray) -> np.ndarray:
 def in_cache(dtype: str, *parts: np.ndarray) -> list[np.ndarray]:
     """Latents and rotated keys (tokens, …) as a cache of this dtype gives them back, in float64.
 
-    In 8 bits, groups of 32 have a factor each, a whole number of up to 32000 of the token's scale.
+    In 8 bits, groups of 32 have a bfloat16 scale each, of which no code is past the 127th.
     """
     if dtype != "int8":
         return [part.astype(dtype).astype(np.float64) for part in parts]
-    padded = [np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % 32)]) for part in parts]
-    groups = [part.reshape(*part.shape[:-1], -1, 32) for part in padded]
-    largest = [np.abs(group).max(axis=-1, keepdims=True) for group in groups]
-    scale = np.concatenate(largest, axis=-2).max(axis=-2, keepdims=True) / (127 * 32000)
-    scale = np.where(scale == 0, 1, scale).astype(np.float32).astype(np.float64)
     found = []
-    for part, group, most in zip(parts, groups, largest, strict=True):
-        step = np.ceil(most / (127 * scale)) * scale
-        values = np.rint(group / np.where(step == 0, 1, step)) * step
+    for part in parts:
+        padded = np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % 32)])
+        groups = padded.reshape(*part.shape[:-1], -1, 32)
+        scale = upwards_in_bfloat16(np.abs(groups).max(axis=-1, keepdims=True) / 127)
+        values = np.rint(groups / np.where(scale == 0, 1, scale)) * scale
         found.append(values.reshape(*part.shape[:-1], -1)[..., : part.shape[-1]])
     return found
+
+
+def upwards_in_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Values that are not negative, rounded up to eight significant bits."""
+    digits, exponents = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.ceil(digits * 256) / 256, exponents)
 
 
 def absorbed_in_eight_bits(q_nope: np.ndarray, w_uk: np.ndarray) -> np.ndarray:

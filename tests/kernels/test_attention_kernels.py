@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from golden.latents import Latents, cached_values, rotate
+from golden.reference import in_eight_bits
 from kernel_harness import TILE, error, meaning, quantized, run, stored
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns
@@ -23,16 +24,19 @@ EPS = 1e-6
 # The inputs' own rounding in a float16 cache is the oracle's too, as it reads the same cache.
 # Scores are sums of up to a hundred float32 products, and an exponential multiplies what they are off by.
 TOLERANCE = 1e-5
-# Beside packed weights, an 8-bit cache is attended to in 16-bit integers. Its codes are in steps of 1e-2 and more.
-PAIRS = 5e-3
+# Beside packed weights, an 8-bit cache is attended to in 16-bit integers: its codes as they are, in steps of 1e-2 and
+# more, by queries and weights in steps of 3e-5.
+PAIRS = 2e-4
 PACKED = ["q4f16_1+vnni16", "q8f16_1+vnni16"]
 
 
 class World(Latents):
     """Latents beside a stored `kv_b_proj`, and the kernels that attend to them."""
 
-    def __init__(self, shape: AttentionShape, quantization: str, lengths: tuple[int, int]) -> None:
-        super().__init__(shape, lengths)
+    def __init__(
+        self, shape: AttentionShape, quantization: str, lengths: tuple[int, int], magnitudes: np.ndarray | None = None
+    ) -> None:
+        super().__init__(shape, lengths, magnitudes)
         self.layout = layout_of(quantization)
         self.arrays, exact = stored(self.layout, self.expansion(), (shape.nope, shape.v))
         self.set_expansion(exact)
@@ -90,6 +94,38 @@ def test_beside_packed_weights_latents_are_attended_to_and_then_rounded(name: st
     assert np.all(np.abs(found - expected) <= scales * 0.51 + rounding)
     values = np.einsum("rhc,hvc->rhv", found, world.kv_b[:, shape.nope :]).reshape(len(q), -1)
     assert error(world.project(o), values) < TOLERANCE
+
+
+# What of a token (96 latent channels, and a key whose pairs lie 16 apart) is larger than the rest, and by how much.
+OUTLIERS = {
+    "keys by 4096": (slice(96, None), 4096),
+    "keys by 1/4096": (slice(96, None), 1 / 4096),
+    "latents by 256": (slice(96), 256),
+    "a group of latents by 256": (slice(32, 64), 256),
+    "a latent channel by 16": (slice(5, 6), 16),
+    "a latent channel by 256": (slice(5, 6), 256),
+    "a rotary pair by 16": (slice(97, None, 16), 16),
+    "a rotary pair by 256": (slice(97, None, 16), 256),
+}
+
+
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_integers_lose_nothing_that_the_same_codes_keep_in_floats_whatever_is_large(name: str) -> None:
+    shape = SHAPES["8-bit cache"]
+    magnitudes = np.ones(shape.latent_width, np.float32)
+    magnitudes[OUTLIERS[name][0]] *= OUTLIERS[name][1]
+    world = World(shape, "q4f16_1+vnni16", (400, 33), magnitudes)
+    positions, sequences = np.array([399, 0, 300, 32, 350], np.int32), np.array([0, 0, 0, 1, 0], np.int32)
+    q = world.queries(len(positions))
+    o = world.attend(q, positions, sequences)
+    in_integers = meaning(o, o[0].shape[1]).reshape(-1, shape.kv_lora_rank)
+    in_floats = world.expected(q, positions, sequences, absorbed=True).reshape(-1, shape.kv_lora_rank)
+    world.forget_rounding()
+    exact = world.expected(q, positions, sequences, absorbed=True).reshape(-1, shape.kv_lora_rank)
+    for start in range(0, shape.kv_lora_rank, 32):
+        group = slice(start, start + 32)
+        lost = np.abs(in_eight_bits(in_floats[:, group]) - exact[:, group]).mean()
+        assert np.abs(in_integers[:, group] - exact[:, group]).mean() < 1.05 * lost
 
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q4f16_1"])

@@ -1,10 +1,11 @@
 """How a cached token lies in its slot of a page: its latent and its rotated key, as floats or in 8 bits.
 
     float32, float16     kv_lora_rank values │ rope values
-    int8                 codes of the latent │ codes of the key │ a 16-bit factor for each group │ a float32 scale
+    int8                 codes of the latent │ codes of the key │ a bfloat16 scale for each group
                          in groups of 32, the last of either part filled up with zeros
 
-In 8 bits, value = code · factor of its group · scale; codes reach ±127 and the largest factor is LARGEST_FACTOR.
+In 8 bits, value = code · scale of its group, and codes reach ±127. A latent and a rotary key, or two groups of either,
+may be many powers of two apart: a scale has a float's range and is nobody else's.
 """
 
 from __future__ import annotations
@@ -19,10 +20,26 @@ from relax_model.kernels.cpu_packed import GROUP, lane_max
 from relax_model.kernels.cpu_tiles import as_float32, span
 
 LARGEST_CODE = 127
-LARGEST_FACTOR = 32000
-_FACTOR_BYTES, _SCALE_BYTES = 2, 4
-# Below this a token counts as zeros: the reciprocal of its scale would not be finite.
+_SCALE_BYTES = 2
+# Below this a group counts as zeros: the reciprocal of its scale would not be finite.
 LEAST = 1e-30
+
+
+def scale_bits(largest: Any) -> Any:
+    """The bfloat16 scale of a group whose largest magnitude is float32 `largest`, as the low bits of an int32.
+
+    Rounded up, so that no code is past the largest; zero for a group of zeros.
+    """
+    bits = T.reinterpret("int32", largest / T.float32(LARGEST_CODE))
+    return T.if_then_else(largest > T.float32(LEAST), T.shift_right(bits + T.int32(0xFFFF), T.int32(16)), T.int32(0))
+
+
+def scale_of(bits: Any) -> Any:
+    """The float32 value of a bfloat16 scale, from the low 16 bits of an int32; of vectors likewise."""
+    lanes = bits.ty.dtype.lanes
+    if lanes == 1:
+        return T.reinterpret("float32", T.shift_left(bits, T.int32(16)))
+    return T.reinterpret(f"float32x{lanes}", T.shift_left(bits, T.Broadcast(T.int32(16), lanes)))
 
 
 class CachedTokens:
@@ -44,22 +61,11 @@ class CachedTokens:
         """`n` values of the rotated key from p on, which share a group, as float32."""
         return self._read(cache, at, self.key_start + p, self.latent_groups + p // GROUP, n)
 
-    def factor(self, cache: Any, at: tuple[Any, Any], group: Any) -> Any:
-        """The factor of a group of codes, int16."""
-        return T.reinterpret("int16", cache[(*at, self.factor_at(group))])
-
-    def scale(self, cache: Any, at: tuple[Any, Any]) -> Any:
-        """The scale of a token in codes."""
-        return T.reinterpret("float32", cache[(*at, self.scale_at)])
-
-    def factor_at(self, group: Any) -> Any:
-        """Where a group's factor lies: its bytes."""
-        return span(self.groups * GROUP + group * _FACTOR_BYTES, _FACTOR_BYTES)
-
-    @property
-    def scale_at(self) -> Any:
-        """Where a token's scale lies: its bytes."""
-        return span(self.groups * (GROUP + _FACTOR_BYTES), _SCALE_BYTES)
+    def scale(self, cache: Any, at: tuple[Any, ...], group: Any, n: int = 1) -> Any:
+        """The scale of a group of codes, or of `n` neighbours, as float32."""
+        bits = cache[(*at, span(self.groups * GROUP + group * _SCALE_BYTES, n * _SCALE_BYTES))]
+        suffix = "" if n == 1 else f"x{n}"
+        return scale_of(T.Cast(f"int32{suffix}", T.reinterpret(f"int16{suffix}", bits)))
 
     def latent_loader(self, lanes: int) -> Callable[..., Any]:
         """Statement `load(block, row, start, cache, page, slot)`: a latent as float32, block[row, start …]."""
@@ -96,42 +102,32 @@ class CachedTokens:
         @T.inline
         def store_codes(row, cache, page, slot):
             filled = T.alloc_buffer((self.groups * GROUP,), "float32", scope="global")
-            largest = T.alloc_buffer((self.groups * lanes,), "float32", scope="global")
-            scale = T.alloc_buffer((2,), "float32", scope="global")  # and what a group's step is divided by
+            largest = T.alloc_buffer((lanes,), "float32", scope="global")
+            bits = T.alloc_buffer((1,), "int32", scope="global")
+            steps = T.alloc_buffer((1,), "float32", scope="global")  # codes for a value of one
             for k in T.serial(self.groups * GROUP):
                 filled[k] = T.float32(0)
             for k in T.serial(rank):
                 filled[k] = row[k]
             for p in T.serial(rope):
                 filled[self.key_start + p] = row[rank + p]
-            scale[0] = T.float32(0)
             for g in T.serial(self.groups):
-                largest[T.Ramp(g * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+                largest[T.Ramp(0, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
                 for w in T.unroll(GROUP // lanes):
-                    largest[T.Ramp(g * lanes, 1, lanes)] = T.max(
-                        largest[T.Ramp(g * lanes, 1, lanes)], T.abs(filled[T.Ramp(g * GROUP + w * lanes, 1, lanes)])
+                    largest[T.Ramp(0, 1, lanes)] = T.max(
+                        largest[T.Ramp(0, 1, lanes)], T.abs(filled[T.Ramp(g * GROUP + w * lanes, 1, lanes)])
                     )
-                largest[g * lanes] = lane_max(largest, lanes, g * lanes)
-                scale[0] = T.max(scale[0], largest[g * lanes])
-            scale[0] = scale[0] / T.float32(LARGEST_CODE * LARGEST_FACTOR)
-            cache[page, slot, self.scale_at] = T.reinterpret(f"int8x{_SCALE_BYTES}", scale[0])
-            for g in T.serial(self.groups):
-                # Rounded up, so that no code is past the largest.
-                scale[1] = T.if_then_else(
-                    largest[g * lanes] > T.float32(LEAST),
-                    T.ceil(largest[g * lanes] / (scale[0] * T.float32(LARGEST_CODE))),
-                    T.float32(0),
+                bits[0] = scale_bits(lane_max(largest, lanes))
+                cache[page, slot, span(self.groups * GROUP + g * _SCALE_BYTES, _SCALE_BYTES)] = T.reinterpret(
+                    f"int8x{_SCALE_BYTES}", T.Cast("int16", bits[0])
                 )
-                cache[page, slot, self.factor_at(g)] = T.reinterpret(
-                    f"int8x{_FACTOR_BYTES}", T.Cast("int16", T.Cast("int32", scale[1]))
-                )
-                scale[1] = T.if_then_else(scale[1] > T.float32(0), T.float32(1) / (scale[1] * scale[0]), T.float32(0))
+                steps[0] = T.if_then_else(bits[0] > 0, T.float32(1) / scale_of(bits[0]), T.float32(0))
                 for w in T.unroll(GROUP // lanes):
                     cache[page, slot, T.Ramp(g * GROUP + w * lanes, 1, lanes)] = T.Cast(
                         f"int8x{lanes}",
                         T.Cast(
                             f"int32x{lanes}",
-                            T.nearbyint(filled[T.Ramp(g * GROUP + w * lanes, 1, lanes)] * T.Broadcast(scale[1], lanes)),
+                            T.nearbyint(filled[T.Ramp(g * GROUP + w * lanes, 1, lanes)] * T.Broadcast(steps[0], lanes)),
                         ),
                     )
 
@@ -141,5 +137,5 @@ class CachedTokens:
         value = as_float32(cache[(*at, span(place, n))])
         if not self.in_codes:
             return value
-        scale = T.Cast("float32", self.factor(cache, at, group)) * self.scale(cache, at)
+        scale = self.scale(cache, at, group)
         return value * (scale if n == 1 else T.Broadcast(scale, n))

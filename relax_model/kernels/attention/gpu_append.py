@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention.cache import LARGEST_CODE, LARGEST_FACTOR, LEAST
+from relax_model.kernels.attention.cache import scale_bits, scale_of
 from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GROUP, GpuTile, inverse_root
@@ -28,7 +28,7 @@ class Appender:
                                                             the values: into the cache at the row's (page, slot), or
                                                             where it is `in_codes` into `values`
     compare(t, values, largest)                             and then the largest of each group of them
-    encode(t, own, n, at, Cache, values, largest)           and the codes, factors and scale, into the cache
+    encode(t, own, n, at, Cache, values, largest)           and the codes and scales, into the cache
 
     squares float32 (threads,), and in codes values (Appender.codes,) and largest (Appender.groups,) are shared memory.
     """
@@ -104,36 +104,18 @@ class Appender:
 
         @T.inline
         def encode(t, own, n, at, Cache, values, largest):
-            scale = T.alloc_buffer((2,), "float32", scope="local")  # and a group's step
-            whole = T.alloc_buffer((1,), "int32", scope="local")
-            scale[0] = T.float32(0)
-            for g in T.serial(groups):
-                scale[0] = T.max(scale[0], largest[g])
-            scale[0] = scale[0] / T.float32(LARGEST_CODE * LARGEST_FACTOR)
-            if T.And(t == 0, own < n):
-                whole[0] = T.reinterpret("int32", scale[0])
-                for b in T.unroll(4):
-                    Cache[(*at, groups * (GROUP + 2) + b)] = T.Cast("int8", T.shift_right(whole[0], T.int32(8) * b))
+            bits = T.alloc_buffer((1,), "int32", scope="local")
+            steps = T.alloc_buffer((1,), "float32", scope="local")  # codes for a value of one
             for w in T.serial(each):
                 if T.And(w * threads + t < codes, own < n):
                     group = T.meta_var((w * threads + t) // GROUP)
-                    # Rounded up, so that no code is past the largest.
-                    scale[1] = T.if_then_else(
-                        largest[group] > T.float32(LEAST),
-                        T.ceil(largest[group] / (scale[0] * T.float32(LARGEST_CODE))),
-                        T.float32(0),
-                    )
+                    bits[0] = scale_bits(largest[group])
                     if (w * threads + t) % GROUP == 0:
-                        whole[0] = T.Cast("int32", scale[1])
                         for b in T.unroll(2):
-                            Cache[(*at, codes + 2 * group + b)] = T.Cast(
-                                "int8", T.shift_right(whole[0], T.int32(8) * b)
-                            )
-                    scale[1] = T.if_then_else(
-                        scale[1] > T.float32(0), T.float32(1) / (scale[1] * scale[0]), T.float32(0)
-                    )
+                            Cache[(*at, codes + 2 * group + b)] = T.Cast("int8", T.shift_right(bits[0], T.int32(8) * b))
+                    steps[0] = T.if_then_else(bits[0] > 0, T.float32(1) / scale_of(bits[0]), T.float32(0))
                     Cache[(*at, w * threads + t)] = T.Cast(
-                        "int8", T.Cast("int32", T.floor(values[w * threads + t] * scale[1] + T.float32(0.5)))
+                        "int8", T.Cast("int32", T.floor(values[w * threads + t] * steps[0] + T.float32(0.5)))
                     )
 
         self.square, self.put = square, gather if tokens.in_codes else put

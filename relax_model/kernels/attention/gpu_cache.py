@@ -29,20 +29,8 @@ class GpuTokens(CachedTokens):
         rank = self.shape.kv_lora_rank
         return k if self.key_start == rank else T.if_then_else(k < rank, k, k - rank + self.key_start)
 
-    def step(self, cache: Any, at: tuple[Any, ...], group: Any) -> Any:
-        """What the codes of a group count, as float32."""
-        return T.Cast("float32", self.factor(cache, at, group)) * self.scale(cache, at)
-
-    def scale(self, cache: Any, at: tuple[Any, ...]) -> Any:
-        """The scale of a token in codes, which lies at a multiple of two bytes."""
-        start = self.groups * (GROUP + 2)
-        low, high = (T.Cast("int32", T.reinterpret("int16", cache[(*at, span(start + part, 2))])) for part in (0, 2))
-        return T.reinterpret(
-            "float32", T.bitwise_or(T.shift_left(high, T.int32(16)), T.bitwise_and(low, T.int32(0xFFFF)))
-        )
-
     def step_loader(self, keys: int, threads: int) -> Callable[..., Any]:
-        """Statement `load(t, i, first, Positions, Sequences, PageTable, Cache, step)`: the steps of `keys` tokens from
+        """Statement `load(t, i, first, Positions, Sequences, PageTable, Cache, step)`: the scales of `keys` tokens from
         position `first` on, none past row i's own, into step[key · groups + group], by a block's threads."""
         groups, page = self.groups, self.shape.page_size
 
@@ -51,7 +39,7 @@ class GpuTokens(CachedTokens):
             for w in T.serial(-(-keys * groups // threads)):
                 if w * threads + t < keys * groups:
                     at = T.meta_var(T.min(first + (w * threads + t) // groups, Positions[i]))
-                    step[w * threads + t] = self.step(
+                    step[w * threads + t] = self.scale(
                         Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups
                     )
 
@@ -60,4 +48,4 @@ class GpuTokens(CachedTokens):
     def value(self, cache: Any, at: tuple[Any, ...], k: Any) -> Any:
         """Channel k as float32."""
         value = T.Cast("float32", cache[(*at, self.place(k))])
-        return value * self.step(cache, at, self.place(k) // GROUP) if self.in_codes else value
+        return value * self.scale(cache, at, self.place(k) // GROUP) if self.in_codes else value
