@@ -10,7 +10,6 @@ from tvm.script import tirx as T
 from relax_model.kernels.attention.cache import CachedTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_packed import GROUP
-from relax_model.kernels.cpu_tiles import span
 
 RUN = 4  # neighbouring channels that are read at once
 
