@@ -14,6 +14,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.quantization import ValueRangeError, keep_e4m3, quantize, underflow
 from mlc_dsv3.weights import chat_config
+from mlc_dsv3.weights.balance import Balance
 from mlc_dsv3.weights.checkpoint import Checkpoint
 from mlc_dsv3.weights.files import Progress
 from mlc_dsv3.weights.losses import Losses
@@ -41,20 +42,23 @@ def convert(
     *,
     progress: Progress = progress_bar,
     shard_bytes: int = SHARD_BYTES,
+    balance: bool = True,
 ) -> Path:
     """Quantize `checkpoint` into the artifact folder `output` and return it.
 
     A `mlc-chat-config.json` that `output` already has (from `gen_config`) is kept. Raises UserError for a checkpoint
     that is not whole, a full disk, a value beyond the format's range, a tensor that is too small for it, or another
     process at work in the same folder; warns of groups that became zeros. Whatever goes wrong, `output` never looks
-    finished.
+    finished. Outliers of what is cached are balanced (`balance.py`), which a line says, unless `balance` is False or
+    the format keeps the checkpoint's own codes.
     """
     layout = layout_of(quantization)
     losses = Losses(layout)
     model = checkpoint.model_config
     check_tensors(checkpoint, model)
+    balanced = Balance(checkpoint, model) if balance and not _keeps_codes(layout) else None
     pieces = (
-        Piece(block.row, partial(_store, checkpoint, block, layout, losses))
+        Piece(block.row, partial(_store, checkpoint, block, layout, losses, balanced))
         for parameter in parameters(model)
         for block in _blocks(checkpoint, parameter, layout)
     )
@@ -68,6 +72,8 @@ def convert(
         progress=progress,
     )
     losses.report()
+    if balanced is not None:
+        balanced.report()
     return Path(output)
 
 
@@ -105,17 +111,22 @@ def spans(rows: int, parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _store(checkpoint: Checkpoint, block: _Block, layout: Layout, losses: Losses) -> dict[str, np.ndarray]:
+def _keeps_codes(layout: Layout) -> bool:
+    return isinstance(layout, GroupLayout) and layout.e4m3
+
+
+def _store(
+    checkpoint: Checkpoint, block: _Block, layout: Layout, losses: Losses, balanced: Balance | None
+) -> dict[str, np.ndarray]:
     """Full name → stored rows. What is no matrix stays float32, and is one row a value or a row."""
     parameter, rows = block.parameter, (block.source, block.start, block.stop)
     try:
         if not parameter.matrix:
-            values = checkpoint.read_rows(*rows)
+            values = _read(checkpoint, block, balanced)
             return {parameter.name: quantize(_EXACT, values.reshape(len(values), -1))["weight"]}
-        keeps = isinstance(layout, GroupLayout) and layout.e4m3
-        kept = checkpoint.read_e4m3(*rows, layout.group_size) if keeps else None
+        kept = checkpoint.read_e4m3(*rows, layout.group_size) if _keeps_codes(layout) else None
         if kept is None:
-            values = checkpoint.read_rows(*rows)
+            values = _read(checkpoint, block, balanced)
             arrays = quantize(layout, values)
             losses.add(block.source, values, underflow(layout, values, arrays), checkpoint.shape(block.source)[0])
         else:
@@ -123,3 +134,8 @@ def _store(checkpoint: Checkpoint, block: _Block, layout: Layout, losses: Losses
         return {f"{parameter.name}.{suffix}": array for suffix, array in arrays.items()}
     except ValueRangeError as error:
         raise UserError(f"tensor {block.source} {error}") from error
+
+
+def _read(checkpoint: Checkpoint, block: _Block, balanced: Balance | None) -> np.ndarray:
+    values = checkpoint.read_rows(block.source, block.start, block.stop)
+    return values if balanced is None else balanced.apply(block.source, block.start, values)
