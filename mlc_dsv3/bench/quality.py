@@ -56,12 +56,12 @@ def measure_quality(quantizations: Sequence[str], count: int, cache_dtype: str |
         started = time.perf_counter()
         with LLM(quantization=exactly, cache_dtype=chosen) as model:
             load_seconds = time.perf_counter() - started
-            accuracy, by_kind = _ask(model, questions)
+            accuracy, by_kind = ask(model, questions)
             if not prompts:
-                prompts = [_whole_chat(model, question) for question in questions[:_DIVERGENCE_QUESTIONS]]
-                reference = [_log_softmax(model.logits(prompt)) for prompt in prompts]
+                prompts = [whole_chat(model, question) for question in questions[:_DIVERGENCE_QUESTIONS]]
+                reference = [log_softmax(model.logits(prompt)) for prompt in prompts]
             divergence = statistics.fmean(
-                _divergence(wanted, _log_softmax(model.logits(prompt)))
+                divergence_of(wanted, log_softmax(model.logits(prompt)))
                 for wanted, prompt in zip(reference, prompts, strict=True)
             )
             results.append(
@@ -78,7 +78,7 @@ def measure_quality(quantizations: Sequence[str], count: int, cache_dtype: str |
     return [result for result in results if result.quantization in quantizations]
 
 
-def _ask(model: LLM, questions: Sequence[Question]) -> tuple[float, dict[str, float]]:
+def ask(model: LLM, questions: Sequence[Question]) -> tuple[float, dict[str, float]]:
     right: dict[str, list[bool]] = defaultdict(list)
     title = f"Asking {len(questions)} questions in {model.artifact.quantization}"
     with progress(title, total=len(questions)) as advance:
@@ -92,17 +92,17 @@ def _ask(model: LLM, questions: Sequence[Question]) -> tuple[float, dict[str, fl
     return statistics.fmean(answer for answers in right.values() for answer in answers), by_kind
 
 
-def _whole_chat(model: LLM, question: Question) -> list[int]:
+def whole_chat(model: LLM, question: Question) -> list[int]:
     """Token ids of the chat with its right answer."""
     answered = [*question.messages, {"role": "assistant", "content": question.sentence}]
     return list(model.tokenizer.chat_prompt(answered, add_generation_prompt=False))
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def _divergence(reference: np.ndarray, other: np.ndarray) -> float:
+def divergence_of(reference: np.ndarray, other: np.ndarray) -> float:
     """Mean over positions of KL(reference ‖ other)."""
     return float((np.exp(reference) * (reference - other)).sum(axis=-1).mean())

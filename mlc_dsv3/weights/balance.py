@@ -4,8 +4,8 @@
     rotary pair p       kv_a_proj's two rows / 2ⁿ          the two rows of every head's query · 2ⁿ
 
 A rotation mixes the two of a pair, so that they share n. Rows by a power of two keep a quantization's codes, and
-columns those of all groups that have no outlier. Only outliers are touched: what lies further than LEAST from the
-median of a layer's latent or key, and latents and keys that are larger than LARGE as a whole.
+columns those of all groups that have no outlier. Only outliers are touched: what is LEAST times as large as the median
+of a layer, and whole latents and keys that are larger than LARGE.
 
 Values come from the checkpoint, a layer at a time, before they are quantized (`conversion.py`). The idea is
 SmoothQuant's (arXiv:2211.10438, equation 4, with α = ½), for a cache in place of activations.
@@ -119,14 +119,16 @@ def _spans(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _powers(cached: np.ndarray, met: np.ndarray) -> np.ndarray:
-    """The powers of two by which `cached` shrinks and `met` grows: outliers go half of their way, 1 is what is none."""
+    """The powers of two by which `cached` shrinks and `met` grows; 1 for all but outliers, which meet half-way."""
     sound = (cached > 0) & (met > 0)
     if not sound.any():
         return np.ones(cached.shape, np.float32)
-    ratio = np.divide(cached, met, out=np.ones(cached.shape), where=sound, dtype=np.float64)
-    powers = np.exp2(np.rint(np.log2(ratio / np.median(ratio[sound])) / 2))
-    powers = np.where(sound & (np.maximum(powers, 1 / powers) >= LEAST), powers, 1)
-    typical = np.median((cached / powers)[sound])
+    typical = np.median(cached[sound])
+    cached, met = (np.where(sound, each / np.median(each[sound]), 1) for each in (cached, met))
+    powers = np.exp2(np.rint(np.log2(cached / met) / 2))
+    large = np.maximum(cached, met) >= LEAST
+    powers = np.where(large & (np.maximum(powers, 1 / powers) >= LEAST), powers, 1)
+    typical *= np.median((cached / powers)[sound])
     if typical > LARGE:
         powers *= np.exp2(np.rint(np.log2(typical)))
     return powers.astype(np.float32)

@@ -207,6 +207,20 @@ def test_appending_normalises_rotates_and_touches_only_its_slots(name: str) -> N
     assert np.array_equal(after[untouched], before[untouched])
 
 
+def test_what_float16_cannot_hold_is_cached_as_nan_so_that_no_score_of_it_goes_unnoticed() -> None:
+    shape = SHAPES["float16 cache"]
+    world = World(shape, "q0f32", (70, 33))
+    kv_a = world.random.standard_normal((1, shape.latent_width), np.float32)
+    kv_a[0, shape.kv_lora_rank :] = 0
+    kv_a[0, [shape.kv_lora_rank + 3, shape.kv_lora_rank + 8]] = 65519, -1e6
+    weight, angles = np.ones(shape.kv_lora_rank, np.float32), np.zeros((1, shape.rope // 2), np.float32)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    inputs = [kv_a, weight, table, np.zeros(1, np.int32), np.zeros(1, np.int32), world.page_table, world.cache.copy()]
+    slot = run("latent_append", (shape, EPS), inputs)[-1][world.page_table[0, 0], 0]
+    assert np.flatnonzero(np.isnan(slot)).tolist() == [shape.kv_lora_rank + 4]
+    assert np.nanmax(slot) == 65504
+
+
 def test_the_rotary_table_holds_cosines_then_sines() -> None:
     positions = np.array([0, 1, 999], np.int32)
     frequencies = np.array([1.0, 0.01], np.float32)

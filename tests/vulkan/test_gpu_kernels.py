@@ -308,6 +308,16 @@ def test_latents_are_appended(name: str) -> None:
     check_appended(world, before, positions, sequences, kv_a, weight)
 
 
+def test_what_float16_cannot_hold_is_appended_as_nan() -> None:
+    world = World(SHAPES["float16 cache"], "q0f32", (20, 33))
+    rank, at = world.shape.kv_lora_rank, np.zeros(1, np.int32)
+    kv_a = normal(1, world.shape.latent_width)
+    kv_a[0, rank], kv_a[0, rank + 1 :] = -1e6, 0
+    inputs = [kv_a, np.ones(rank, np.float32), world.table(at)[0], at, at, world.page_table, world.cache]
+    (cache,) = run_gpu("latent_append", (world.shape, EPS), inputs, changed=-1)
+    assert np.flatnonzero(np.isnan(cache[world.page_table[0, 0], 0])).tolist() == [rank]
+
+
 BLOCKS = [(0, 1), (0, 70), (100, 66), (63, 65)]  # first position and rows
 EXPANDED = {
     **SHAPES,

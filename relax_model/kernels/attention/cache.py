@@ -23,6 +23,7 @@ LARGEST_CODE = 127
 _SCALE_BYTES = 2
 # Below this a group counts as zeros: the reciprocal of its scale would not be finite.
 LEAST = 1e-30
+_FLOAT16_END = 65520  # what is smaller is rounded to a finite number
 
 
 def scale_bits(largest: Any) -> Any:
@@ -40,6 +41,18 @@ def scale_of(bits: Any) -> Any:
     if lanes == 1:
         return T.reinterpret("float32", T.shift_left(bits, T.int32(16)))
     return T.reinterpret(f"float32x{lanes}", T.shift_left(bits, T.Broadcast(T.int32(16), lanes)))
+
+
+def as_cached(dtype: str, value: Any) -> Any:
+    """A float32 value in a cache of floats: NaN where float16 cannot hold it.
+
+    Infinity would do where scores become positive; a token of score −∞ is passed over without a word.
+    """
+    if dtype != "float16":
+        return T.Cast(dtype, value)
+    # GPUs' languages have no constant for it.
+    nan = T.reinterpret("float32", T.int32(0x7FC00000))
+    return T.Cast(dtype, T.if_then_else(T.abs(value) < T.float32(_FLOAT16_END), value, nan))
 
 
 class CachedTokens:
@@ -95,7 +108,7 @@ class CachedTokens:
             @T.inline
             def store(row, cache, page, slot):
                 for k in T.serial(rank + rope):
-                    cache[page, slot, k] = T.Cast(self.shape.cache_dtype, row[k])
+                    cache[page, slot, k] = as_cached(self.shape.cache_dtype, row[k])
 
             return store
 

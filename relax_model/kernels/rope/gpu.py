@@ -13,14 +13,16 @@ from relax_model.kernels.registry import kernel
 from relax_model.kernels.rope.cpu import rotated
 
 
-def rotator(dim: int, interleaved: bool, factor: float = 1.0, dtype: str = "float32") -> Callable[..., Any]:
-    """Statement `rotate(x, table, row, pair, y, y_at)`: y[y_at(c)] = channel c, rotated and times `factor`, as `dtype`,
-    for both channels c of a rotary pair."""
+def rotator(
+    dim: int, interleaved: bool, factor: float = 1.0, store: Callable[[Any], Any] = lambda value: value
+) -> Callable[..., Any]:
+    """Statement `rotate(x, table, row, pair, y, y_at)`: y[y_at(c)] = channel c, rotated and times `factor`, as `store`
+    makes it, for both channels c of a rotary pair."""
 
     @T.inline
     def rotate(x, table, row, pair, y, y_at):
-        y[y_at(pair)] = T.Cast(dtype, rotated(x, table, row, pair, dim, interleaved)[0] * T.float32(factor))
-        y[y_at(dim // 2 + pair)] = T.Cast(dtype, rotated(x, table, row, pair, dim, interleaved)[1] * T.float32(factor))
+        y[y_at(pair)] = store(rotated(x, table, row, pair, dim, interleaved)[0] * T.float32(factor))
+        y[y_at(dim // 2 + pair)] = store(rotated(x, table, row, pair, dim, interleaved)[1] * T.float32(factor))
 
     return rotate
 
