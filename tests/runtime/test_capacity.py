@@ -120,7 +120,7 @@ def test_the_whole_window_of_glm_4_7_flash_starts_in_24_gib(mapped: bool) -> Non
     """17 GB of weights, and an 8-bit cache of 47 layers and the MTP layer's: what a machine of 24 GiB has free."""
     need = glm(mapped, "int8")
     assert need.weights == pytest.approx(17.2e9, rel=0.01)
-    assert need.page == 48 * 16 * (576 + 10 * 4)
+    assert need.page == 48 * 16 * (576 + 18 * 2)
     plan = plan_cache(Room(context_window=202_752), need, 23 * GIB, longest=202_752, max_batch=32)
     assert (plan.context_window, plan.remark) == (202_752, None)
     assert plan_cache(Room(), need, 23 * GIB, longest=202_752, max_batch=32) == plan

@@ -50,8 +50,8 @@ def as_cached(dtype: str, value: Any) -> Any:
     """
     if dtype != "float16":
         return T.Cast(dtype, value)
-    # GPUs' languages have no constant for it.
-    nan = T.reinterpret("float32", T.int32(0x7FC00000))
+    # With all bits of the exponent and the first behind them. Not every GPU's language has a constant for it.
+    nan = T.reinterpret("float32", T.bitwise_or(T.reinterpret("int32", value), T.int32(0x7FC00000)))
     return T.Cast(dtype, T.if_then_else(T.abs(value) < T.float32(_FLOAT16_END), value, nan))
 
 
