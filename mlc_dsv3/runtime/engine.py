@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlc_dsv3.errors import ContextWindowError, UserError
+from mlc_dsv3.errors import ContextWindowError, NotFiniteError, UserError, warn
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
 from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table
@@ -248,10 +248,21 @@ class Engine:
         # A prompt is read by the layer in any case: drafting may begin to pay later.
         now = [each for each in computed if drafts or not each.sequence.generated]
         if now:
-            self._drafter.draft(now, output, drafts)
+            try:
+                self._drafter.draft(now, output, drafts)
+            except NotFiniteError as error:
+                return self._stop_drafting(now, error)
         if not drafts:
             self._drafter.postpone([each for each in computed if each.sequence.generated], output)
         return drafts
+
+    def _stop_drafting(self, drafted: Tokens[Computed], error: NotFiniteError) -> int:
+        """Go on without drafts, which change no token: what the step gave is in the sequences' books already."""
+        warn(f"the MTP layer drafts nothing from here on, which only takes longer: {error}")
+        for each in drafted:
+            each.sequence.drafts = array("i")
+        self._speculation = self._drafter = None
+        return 0
 
     def _end(
         self,

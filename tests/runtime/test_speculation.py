@@ -9,6 +9,7 @@ import pytest
 from fake_model import FakeMetadata, FakeModel, FakeStream, make_engine, run, text_of, tokens_of
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.batch import DraftBatch, StepOutput
 from mlc_dsv3.runtime.engine import Engine
 from mlc_dsv3.runtime.sampler import _candidates
 from mlc_dsv3.runtime.sampling import SamplingParams
@@ -53,6 +54,28 @@ def test_every_kind_of_request_gets_what_it_would_get_without(kind: str, drafts:
     prompts = [PROMPT, PROMPT[:1], [*PROMPT, *range(30)], [9] * 17]
     with_drafts = everything(engine_with(drafts, detokenizer=FakeStream), prompts, KINDS[kind])
     assert with_drafts == everything(engine_with(None, detokenizer=FakeStream), prompts, KINDS[kind])
+
+
+def test_a_layer_whose_logits_are_not_finite_stops_drafting_and_no_token_is_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Overflows(FakeModel):
+        """The MTP layer overflows in one of the sequences, at the fifth draft."""
+
+        def draft(self, batch: DraftBatch) -> StepOutput:
+            output = super().draft(batch)
+            if len(self.drafts) >= 5:
+                output.logits[-1] = np.nan
+            return output
+
+    prompts, params = [PROMPT, PROMPT[:1], [9] * 17], SamplingParams(temperature=0, max_tokens=40)
+    engine = engine_with(2, Overflows(), detokenizer=FakeStream)
+    got = everything(engine, prompts, params)
+    assert got == everything(engine_with(None, detokenizer=FakeStream), prompts, params)
+    assert got == everything(engine, prompts, params)
+    said = capsys.readouterr().err
+    assert said.startswith("mlc_dsv3: warning: the MTP layer drafts nothing from here on")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("drafts", range(1, MOST_DRAFTS + 1))
