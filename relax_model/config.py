@@ -119,9 +119,12 @@ def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> Mod
     model_type = Fields({"model_type": None, **given}).choice("model_type", MODEL_TYPES)
     read = Fields({**FAMILIES[model_type], **given})
     # First what no other change of the file could mend.
-    read.choice("attention_bias", (False,))
-    read.choice("mlp_bias", (False,))
+    for name in ("attention_bias", "mlp_bias"):
+        if read.flag(name):
+            raise ConfigError(f"{name} is true; models with these biases are not supported")
     read.choice("hidden_act", ("silu",))
+    if model_type == "deepseek_v2":
+        read.choice("rope_interleave", (True,))  # its modeling code knows nothing else
     refuse_unknown(given)
     return _build(model_type, read, Fields(given))
 

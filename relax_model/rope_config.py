@@ -95,12 +95,12 @@ def parse_rope(read: Fields, given: Fields, dim: int, interleaved: bool) -> Rope
     them; `given` are config.json's own fields and `read` the same with the family's defaults. Raises ConfigError where
     the place that loses says something else, for a kind of RoPE other than plain and YaRN, and for unknown fields.
     """
-    scaling, parameters = (given.values.get(name) for name in ("rope_scaling", "rope_parameters"))
-    spelled = "rope_scaling" if scaling else "rope_parameters"
-    fields = Fields.of(scaling or parameters or {}, spelled)
+    none = Fields({})
+    scaling, parameters = given.object("rope_scaling", None) or none, given.object("rope_parameters", None) or none
+    spelled, fields = ("rope_scaling", scaling) if scaling.values else ("rope_parameters", parameters)
     rope = _parse_spelling(fields, read, dim, interleaved)
-    if scaling and parameters:
-        _refuse_contradiction(rope, Fields.of(parameters, "rope_parameters"), read)
+    if scaling.values and parameters.values:
+        _refuse_contradiction(rope, parameters, read)
     outer, inner = given.values.get("rope_theta"), fields.values.get("rope_theta")
     if outer != inner and None not in (outer, inner):
         raise ConfigError(

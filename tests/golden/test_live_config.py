@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +148,19 @@ def test_null_is_read_as_transformers_reads_it_or_refused(model_type: str, field
         return
     expected = theirs(config)
     assert_same(ours(parsed, expected), expected)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_transformers_writes_is_understood(model_type: str, tmp_path: Path) -> None:
+    """Its own fields, those of its base class and its generation parameters, which older versions wrote out."""
+    config = type(transformers.AutoConfig.for_model(model_type)).from_dict(config_of(model_type))
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = theirs(written)
+    assert_same(ours(parse_config(written), expected), expected)
+    base = json.loads(json.dumps(transformers.PreTrainedConfig().to_dict(), default=str))
+    generation = transformers.GenerationConfig._get_default_generation_params()
+    assert parse_config({**base, **generation, **written}) == parse_config(written)
 
 
 _YARN = {"factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.7}

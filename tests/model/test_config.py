@@ -286,6 +286,10 @@ def test_dense_and_moe_layers() -> None:
         ({"vocab_size": float("nan")}, "vocab_size"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"model_type": {}}, "model_type"),
+        ({"rope_scaling": []}, "rope_scaling"),
+        ({"rope_parameters": False}, "rope_parameters"),
+        ({"model_type": "deepseek_v2", "topk_method": "greedy", "rope_interleave": False}, "rope_interleave"),
+        ({"num_hidden_layers": 1024, "n_routed_experts": 16384}, "num_hidden_layers"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
