@@ -30,6 +30,16 @@ def temporary_folder() -> Path:
         raise UserError("no folder for temporary files can be written to; set TMPDIR to one that can") from None
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, with the folders above it, whole or not at all: nothing else stays behind. OSError where it cannot
+    be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial = Path(folder) / path.name
+        partial.write_bytes(data)
+        os.replace(partial, path)
+
+
 def expanded(path: str | Path) -> Path:
     """`path` with a leading ~ or ~user replaced; UserError where that has no home."""
     try:

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> None:
     """Write the files and print the path of mlc-chat-config.json."""
     import json
-    import os
 
     from mlc_dsv3.cli.arguments import required_quantization
+    from mlc_dsv3.folders import write_whole
     from mlc_dsv3.runtime.hub import model_folder
     from mlc_dsv3.weights import Checkpoint, gen_config
     from mlc_dsv3.weights.files import copy_files
@@ -46,7 +46,5 @@ def run(parsed: argparse.Namespace) -> None:
     parsed.output.mkdir(parents=True, exist_ok=True)
     copy_files(checkpoint.path, fields["tokenizer_files"], parsed.output)
     path = parsed.output / "mlc-chat-config.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(fields, ensure_ascii=False, indent=2) + "\n").encode())
     print(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlc_dsv3.compiler.targets import (
     stored_as,
 )
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import write_whole
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 
@@ -112,9 +112,7 @@ def compile_matrix(
             libraries.append(_described(output))
             advance(1, output.name)
     manifest = {"model": name, "config_digest": config.digest(), "libraries": libraries}
-    partial = folder / f".{MANIFEST}"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(partial, folder / MANIFEST)
+    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return folder / MANIFEST
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from mlc_dsv3._pins import PINS
 from mlc_dsv3.compiler.kernel_sources import canonical, kernel_sources
 from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.folders import write_whole
 from mlc_dsv3.json_files import parse_json
 from relax_model.errors import ConfigError
 from relax_model.fields import Fields, is_number, shown
@@ -95,10 +94,7 @@ def write_record(record: TuningRecord, path: Path) -> None:
     """Write `record` to `path`, whole or not at all. UserError where that is not possible."""
     text = json.dumps(asdict(record), indent=1) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            (partial := Path(folder) / path.name).write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+        write_whole(path, text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mlc_dsv3 import native_parts
 from mlc_dsv3.errors import DeviceError, UserError
-from mlc_dsv3.folders import cache_folder
+from mlc_dsv3.folders import cache_folder, write_whole
 
 _LIBRARY = Path(__file__).with_name("libmlc_vulkan.so")
 
@@ -57,10 +55,7 @@ def _keep_pipelines(folder: Path) -> None:
     reason to end in an error."""
     with contextlib.suppress(OSError, RuntimeError, MemoryError):
         for name, data in _call("new_pipelines").items():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, folder / str(name))
+            write_whole(folder / str(name), data)
 
 
 def devices() -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.folders import cache_folder
+from mlc_dsv3.folders import cache_folder, write_whole
 
 _TOOLS = {"glslang": ("glslangValidator", "glslang"), "spirv-opt": ("spirv-opt",), "spirv-val": ("spirv-val",)}
 _TARGET = "vulkan1.2"
@@ -68,10 +68,7 @@ def compile_shader(name: str, source: str) -> bytes:
         return kept.read_bytes()
     with tempfile.TemporaryDirectory(prefix="mlc_dsv3-shader-") as folder:
         code = _compile(name, source, Path(folder))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, kept)
+    write_whole(kept, code)
     return code
 
 

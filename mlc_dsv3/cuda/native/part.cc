@@ -18,12 +18,18 @@ struct Within {
   void FreeData(DLTensor*) {}
 };
 
-TVM_FFI_STATIC_INIT_BLOCK() {
-  // `offset` in bytes.
-  ffi::reflection::GlobalDef().def(
-      "mlc_dsv3.cuda.part", [](ffi::Tensor whole, int64_t offset, ffi::Shape shape, DLDataType dtype) {
-        return ffi::Tensor::FromNDAlloc(Within{whole}, shape, dtype, whole.device(), offset);
-      });
+// `offset` in bytes. ValueError for a part that is not within the whole.
+ffi::Tensor part(const ffi::Tensor& whole, int64_t offset, const ffi::Shape& shape, DLDataType dtype) {
+  int64_t has = static_cast<int64_t>(ffi::GetDataSize(whole)), size = (dtype.bits * dtype.lanes + 7) / 8;
+  for (int64_t extent : shape) {
+    if (extent < 0 || __builtin_mul_overflow(size, extent, &size))
+      TVM_FFI_THROW(ValueError) << "a tensor has no part of shape " << shape;
+  }
+  if (!whole.IsContiguous() || offset < 0 || offset > has || size > has - offset)
+    TVM_FFI_THROW(ValueError) << size << " bytes from byte " << offset << " on are not within a tensor's " << has;
+  return ffi::Tensor::FromNDAlloc(Within{whole}, shape, dtype, whole.device(), offset);
 }
+
+TVM_FFI_STATIC_INIT_BLOCK() { ffi::reflection::GlobalDef().def("mlc_dsv3.cuda.part", part); }
 
 }  // namespace

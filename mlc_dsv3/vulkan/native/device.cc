@@ -322,6 +322,29 @@ void Device::open_pipeline_cache() {
   check(functions_.vkCreatePipelineCache(handle_, &info, nullptr, &pipeline_cache_), "making a pipeline cache");
 }
 
+void Device::pipeline_was_made() {
+  pipelines_made_ = true;
+  pipelines_++;
+  destroy_retired_pipelines();
+}
+
+void Device::retire_pipeline(VkPipeline pipeline, VkPipelineLayout layout) {
+  // Nothing is destroyed here: kernels are let go of at the process's end too, when the driver may be gone.
+  retired_pipelines_.push_back({recorder_->current(), pipeline, layout});
+}
+
+void Device::destroy_retired_pipelines() {
+  uint64_t done = recorder_->completed();
+  auto runs = [&](const RetiredPipeline& each) { return each.after > done; };
+  auto rest = std::partition(retired_pipelines_.begin(), retired_pipelines_.end(), runs);
+  for (auto each = rest; each != retired_pipelines_.end(); ++each) {
+    functions_.vkDestroyPipeline(handle_, each->handle, nullptr);
+    functions_.vkDestroyPipelineLayout(handle_, each->layout, nullptr);
+    pipelines_--;
+  }
+  retired_pipelines_.erase(rest, retired_pipelines_.end());
+}
+
 std::string Device::new_pipelines() {
   if (!pipelines_made_) return "";
   size_t size = 0;

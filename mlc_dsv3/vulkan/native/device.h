@@ -71,13 +71,17 @@ class Device {
   // The name of this driver's file there, and what belongs into it; empty where there is nothing new.
   std::string pipelines_file() const { return properties.cache_key + ".bin"; }
   std::string new_pipelines();
-  void pipeline_was_made() { pipelines_made_ = true; }
+  // The caller holds the lock. Pipelines that nobody holds are destroyed when the commands that use them have run.
+  void pipeline_was_made();
+  void retire_pipeline(VkPipeline pipeline, VkPipelineLayout layout);
+  int64_t pipelines() const { return pipelines_; }
 
  private:
   Device(VkPhysicalDevice physical, uint32_t queue_family, Properties properties, int64_t index);
   void open();
   void open_pipeline_cache();
   std::string where() const;
+  void destroy_retired_pipelines();
   [[noreturn]] void lose(VkResult result, const std::string& doing);
 
   VkPhysicalDevice physical_;
@@ -89,6 +93,13 @@ class Device {
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Recorder> recorder_;
   std::once_flag opened_;
+  struct RetiredPipeline {
+    uint64_t after;  // the batch
+    VkPipeline handle;
+    VkPipelineLayout layout;
+  };
+  std::vector<RetiredPipeline> retired_pipelines_;
+  int64_t pipelines_ = 0;  // that are there
   bool pipelines_made_ = false;
   std::string lost_;  // how the device was lost; empty while it is there
 };

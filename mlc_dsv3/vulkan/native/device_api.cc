@@ -185,6 +185,7 @@ ffi::Map<ffi::String, int64_t> statistics(int64_t index) {
   map.Set("downloaded", static_cast<int64_t>(s.downloaded));
   map.Set("reserved", static_cast<int64_t>(device.memory().reserved()));
   map.Set("used", static_cast<int64_t>(device.memory().used()));
+  map.Set("pipelines", device.pipelines());
   map.Set("allocations", static_cast<int64_t>(device.memory().allocations()));
   return map;
 }

@@ -4,6 +4,15 @@
 
 namespace mlc_vulkan {
 
+Kernel::~Kernel() {
+  for (const auto& [index, made] : pipelines_) {
+    if (made.handle == VK_NULL_HANDLE) continue;
+    Device& device = *Device::all()[index];
+    std::lock_guard<std::mutex> guard(device.lock);
+    device.retire_pipeline(made.handle, made.layout);
+  }
+}
+
 const Kernel::Pipeline& Kernel::pipeline(Device& device) const {
   std::lock_guard<std::mutex> guard(lock_);
   Pipeline& made = pipelines_[device.index];

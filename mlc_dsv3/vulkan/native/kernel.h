@@ -22,6 +22,10 @@ struct Argument {
 
 class Kernel {
  public:
+  Kernel() = default;
+  Kernel(const Kernel&) = delete;
+  ~Kernel();
+
   std::string name;
   std::vector<Argument> arguments;
   // What the launch parameters behind the arguments say: axis of the grid (0 to 2), or of the block (3 to 5), or

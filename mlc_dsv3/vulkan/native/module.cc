@@ -3,6 +3,7 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -20,6 +21,7 @@ namespace {
 namespace ffi = tvm::ffi;
 
 constexpr char kMagic[] = "mlc_vulkan 2";
+constexpr uint32_t kSpirvMagic = 0x07230203, kSpirvHeader = 20;
 
 // Reads what it was told is there; throws where the bytes end too early.
 class Reader {
@@ -36,6 +38,7 @@ class Reader {
     uint32_t size = number<uint32_t>();
     return std::string(take(size), size);
   }
+  bool at_end() const { return at_ == end_; }
   const char* take(size_t size) {
     if (size > static_cast<size_t>(end_ - at_)) TVM_FFI_THROW(ValueError) << "a Vulkan module's bytes end too early";
     const char* start = at_;
@@ -48,23 +51,48 @@ class Reader {
   const char* end_;
 };
 
+[[noreturn]] void refuse(const Kernel& kernel, const std::string& why) {
+  TVM_FFI_THROW(ValueError) << "kernel " << kernel.name << " of a Vulkan module " << why;
+}
+
+// Throws unless `size` bytes from `offset` on are in the arguments' block.
+void check_place(const Kernel& kernel, uint32_t offset, uint32_t size) {
+  if (offset > kernel.arguments_size || size > kernel.arguments_size - offset)
+    refuse(kernel, "has " + std::to_string(size) + " bytes at " + std::to_string(offset) + " of its arguments' " +
+                       std::to_string(kernel.arguments_size));
+}
+
+uint32_t size_of(ArgumentKind kind) {
+  return kind == ArgumentKind::kInt32 || kind == ArgumentKind::kFloat32 ? 4 : 8;
+}
+
 void read_kernel(Reader& reader, Kernel& kernel) {
   kernel.name = reader.text();
   kernel.arguments_size = reader.number<uint32_t>();
+  if (kernel.arguments_size > kMostArguments)
+    refuse(kernel, "has " + std::to_string(kernel.arguments_size) + " bytes of arguments, and " +
+                       std::to_string(kMostArguments) + " is the most");
   kernel.block_offset = reader.number<uint32_t>();
+  check_place(kernel, kernel.block_offset, sizeof(uint32_t));
   kernel.indirect = reader.number<uint8_t>() != 0;
   kernel.subgroup_size = reader.number<uint32_t>();
   uint32_t arguments = reader.number<uint32_t>();
   for (uint32_t i = 0; i < arguments; i++) {
-    auto kind = static_cast<ArgumentKind>(reader.number<uint8_t>());
+    uint8_t kind = reader.number<uint8_t>();
+    if (kind > static_cast<uint8_t>(ArgumentKind::kFloat64))
+      refuse(kernel, "has an argument of kind " + std::to_string(kind));
     bool written = reader.number<uint8_t>() != 0;
-    kernel.arguments.push_back({kind, written, reader.number<uint16_t>()});
+    kernel.arguments.push_back({static_cast<ArgumentKind>(kind), written, reader.number<uint16_t>()});
+    check_place(kernel, kernel.arguments.back().offset, size_of(kernel.arguments.back().kind));
   }
   std::string axes = reader.text();
   kernel.launch_axes.assign(axes.begin(), axes.end());
   std::string code = reader.text();
+  uint32_t magic = 0;
+  if (code.size() % sizeof magic == 0 && code.size() >= kSpirvHeader) std::memcpy(&magic, code.data(), sizeof magic);
+  if (magic != kSpirvMagic) refuse(kernel, "has " + std::to_string(code.size()) + " bytes that are not SPIR-V");
   kernel.spirv.resize(code.size() / sizeof(uint32_t));
-  std::memcpy(kernel.spirv.data(), code.data(), kernel.spirv.size() * sizeof(uint32_t));
+  std::memcpy(kernel.spirv.data(), code.data(), code.size());
 }
 
 template <typename T>
@@ -106,6 +134,9 @@ void call(const Kernel& kernel, ffi::PackedArgs args) {
   for (size_t i = 0; i < kernel.launch_axes.size(); i++)
     if (kernel.launch_axes[i] < 3) grid[kernel.launch_axes[i]] = args[kernel.arguments.size() + i].cast<int64_t>();
 
+  if (*std::min_element(grid.begin(), grid.end()) < 0)
+    TVM_FFI_THROW(ValueError) << "kernel " << kernel.name << " wants a grid of " << grid[0] << " x " << grid[1] << " x "
+                              << grid[2] << " blocks";
   Device& device = Device::at(current_device());
   std::lock_guard<std::mutex> guard(device.lock);
   device.refuse_if_lost();
@@ -125,6 +156,7 @@ class Module : public ffi::ModuleObj {
       read_kernel(reader, *kernel);
       kernels_.emplace(kernel->name, std::move(kernel));
     }
+    if (!reader.at_end()) TVM_FFI_THROW(ValueError) << "a Vulkan module has more bytes than kernels";
   }
 
   const char* kind() const final { return "vulkan"; }

@@ -17,7 +17,6 @@ constexpr int kEagerBatch = 24;
 constexpr int kLargestBatch = 2048;
 constexpr VkDeviceSize kStagingChunk = VkDeviceSize{8} << 20;
 constexpr size_t kStagingChunks = 4;
-constexpr VkDeviceSize kArguments = VkDeviceSize{64} << 10;
 // Commands may carry so many bytes in themselves.
 constexpr VkDeviceSize kInlineUpload = 4096;
 constexpr uint32_t kQueries = 4096;
@@ -117,25 +116,34 @@ void Recorder::launch(const Kernel& kernel, VkPipeline pipeline, VkPipelineLayou
     TVM_FFI_THROW(ValueError) << "kernel " << kernel.name << " wants a grid of " << grid[0] << " x " << grid[1]
                               << " x " << grid[2] << " blocks, and " << limits.name << " has at most "
                               << limits.max_grid[1] << " and " << limits.max_grid[2] << " in the last two axes";
-  if (profiling_ && queries_used_ + 2 > kQueries) {
-    finish();
-    read_timings();
-  }
   std::vector<VkDeviceAddress> reads, writes;
   for (VkDeviceAddress each : read) reads.push_back(device_.memory().owner(each));
   for (VkDeviceAddress each : written) writes.push_back(device_.memory().owner(each));
   // A long first axis goes in several dispatches, each told where it starts.
   for (int64_t start = 0; start < grid[0]; start += limits.max_grid[0]) {
+    if (profiling_ && queries_used_ + 2 > kQueries) {
+      finish();
+      read_timings();
+    }
     uint32_t blocks = static_cast<uint32_t>(std::min(grid[0] - start, limits.max_grid[0]));
     uint32_t first = static_cast<uint32_t>(start);
     std::memcpy(push.data() + kernel.block_offset, &first, sizeof first);
     VkDeviceAddress slot = kernel.indirect ? argument_slot(push.size()) : 0;
-    if (start == 0) order(reads, writes);
+    if (kernel.indirect) {
+      // It may submit what is recorded, and so comes before this kernel's commands.
+      upload(slot, push.data(), push.size());
+      order({arguments_}, {});
+    }
+    if (start == 0) {
+      order(reads, writes);
+    } else {
+      // What was recorded in between may have forgotten them; parts of one grid need no barrier.
+      remember(reads_, reads);
+      remember(writes_, writes);
+    }
     VkCommandBuffer to = commands();
     vk.vkCmdBindPipeline(to, VK_PIPELINE_BIND_POINT_COMPUTE, pipeline);
     if (kernel.indirect) {
-      upload(slot, push.data(), push.size());
-      order({arguments_}, {});
       vk.vkCmdPushConstants(to, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof slot, &slot);
     } else if (!push.empty()) {
       vk.vkCmdPushConstants(to, layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, static_cast<uint32_t>(push.size()),
@@ -157,8 +165,8 @@ void Recorder::launch(const Kernel& kernel, VkPipeline pipeline, VkPipelineLayou
 }
 
 VkDeviceAddress Recorder::argument_slot(VkDeviceSize size) {
-  if (arguments_ == 0) arguments_ = device_.memory().allocate(kArguments);
-  if (arguments_filled_ + size > kArguments) arguments_filled_ = 0;
+  if (arguments_ == 0) arguments_ = device_.memory().allocate(kMostArguments);
+  if (arguments_filled_ + size > kMostArguments) arguments_filled_ = 0;
   VkDeviceAddress slot = arguments_ + arguments_filled_;
   arguments_filled_ += (size + 15) / 16 * 16;
   return slot;
@@ -182,9 +190,10 @@ Range Recorder::staging(VkDeviceSize size) {
 void Recorder::upload(VkDeviceAddress to, const void* from, VkDeviceSize size) {
   const auto& vk = device_.vk();
   Range target = device_.memory().find(to, size);
-  order({}, {device_.memory().owner(to)});
+  VkDeviceAddress owner = device_.memory().owner(to);
   statistics_.uploaded += size;
   if (size <= kInlineUpload && size % 4 == 0 && target.offset % 4 == 0) {
+    order({}, {owner});
     if (size) vk.vkCmdUpdateBuffer(commands(), target.buffer, target.offset, size, from);
     recorded_++;
     return;
@@ -192,6 +201,8 @@ void Recorder::upload(VkDeviceAddress to, const void* from, VkDeviceSize size) {
   for (VkDeviceSize done = 0; done < size;) {
     VkDeviceSize part = std::min(size - done, kStagingChunk);
     Range source = staging(part);
+    // Behind `staging` and `submit`, which forget what a batch has written.
+    order({}, {owner});
     std::memcpy(source.mapped, static_cast<const uint8_t*>(from) + done, part);
     VkBufferCopy region{source.offset, target.offset + done, part};
     vk.vkCmdCopyBuffer(commands(), source.buffer, target.buffer, 1, &region);

@@ -15,6 +15,9 @@ namespace mlc_vulkan {
 
 class Kernel;
 
+// Bytes of a kernel's arguments, at most.
+constexpr VkDeviceSize kMostArguments = VkDeviceSize{64} << 10;
+
 struct Statistics {
   uint64_t launches = 0, barriers = 0, submissions = 0, uploaded = 0, downloaded = 0;
 };
