@@ -18,7 +18,7 @@ from mlc_dsv3.errors import USER_ERRORS
 
 EXAMPLES = settings(
     max_examples=100,
-    deadline=timedelta(seconds=4),
+    deadline=timedelta(seconds=15),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 ABSENT = object()
@@ -84,12 +84,13 @@ def replaced(path: Path, data: bytes) -> Iterator[None]:
         path.write_bytes(before)
 
 
-def check(read: Callable[[Path], object], folder: Path) -> None:
-    """Reading `folder` works, or ends in one line; it takes no gigabyte."""
+def check(read: Callable[[Path], object], folder: Path) -> str | None:
+    """Reading `folder` works, or ends in one line, which is returned; it takes no gigabyte."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = _refusal(read, folder)
     assert message is None or ("\n" not in message and len(message) < 5000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "memory grew by more than 1 GiB"
+    return message
 
 
 def _refusal(read: Callable[[Path], object], folder: Path) -> str | None:

@@ -70,6 +70,27 @@ def test_a_tokenizers_files(folder: Path, name: str, data: st.DataObject) -> Non
         hostile.check(use, folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("tokenizer.json", ("model", "vocab", "<|bos|>"), "2147483648"),
+        ("tokenizer.json", ("added_tokens", 0, "id"), "1e30"),
+        ("tokenizer_config.json", ("eos_token",), "5"),
+        ("tokenizer_config.json", ("eos_token",), r'"\ud800"'),
+        ("tokenizer_config.json", ("chat_template", 1, "name"), "[]"),
+        ("tokenizer_config.json", ("added_tokens_decoder", "0", "content"), '""'),
+        ("special_tokens_map.json", ("bos_token",), "[]"),
+        ("config.json", ("eos_token_id", 0), '{"a": 1}'),
+    ],
+)
+def test_what_no_file_may_say_is_refused_by_the_files_name(
+    folder: Path, name: str, place: tuple[str | int, ...], value: str
+) -> None:
+    path = folder / name
+    with hostile.replaced(path, hostile.changed(json.loads(path.read_bytes()), place, value).encode()):
+        assert name in (hostile.check(use, folder) or "")
+
+
 @hostile.EXAMPLES
 @given(data=st.data())
 def test_a_configuration_beside_tiktoken(tiktoken_folder: Path, data: st.DataObject) -> None:

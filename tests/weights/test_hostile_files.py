@@ -110,6 +110,55 @@ def test_an_artifacts_files(artifact: Path, name: str, data: st.DataObject) -> N
         hostile.check(read_artifact_alone, artifact)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("config.json", ("num_hidden_layers",), "9223372036854775808"),
+        ("config.json", ("rms_norm_eps",), "Infinity"),
+        ("config.json", ("rope_scaling", "factor"), '"4"'),
+        ("generation_config.json", ("eos_token_id", 0), '{"a": 1}'),
+        ("generation_config.json", ("temperature",), "NaN"),
+        (INDEX, ("weight_map", "lm_head.weight"), "[]"),
+        ("mlc-chat-config.json", ("model_config",), "0.5"),
+        ("mlc-chat-config.json", ("quantization",), "[]"),
+        ("mlc-chat-config.json", ("context_window_size",), "1e30"),
+        ("tensor-cache.json", ("records", 0, "nbytes"), "0.5"),
+        ("tensor-cache.json", ("records", 0, "records", 0, "shape"), '{"a": 1}'),
+        ("tensor-cache.json", ("records", 0, "records", 0, "byteOffset"), "9223372036854775808"),
+    ],
+)
+def test_what_no_file_may_say_is_refused_by_the_files_name(
+    checkpoint: Path, artifact: Path, name: str, place: tuple[str | int, ...], value: str
+) -> None:
+    path = (checkpoint if (checkpoint / name).exists() else artifact) / name
+    folder, read = (checkpoint, open_checkpoint) if path.parent == checkpoint else (artifact, open_artifact)
+    with hostile.replaced(path, hostile.changed(json.loads(path.read_bytes()), place, value).encode()):
+        assert name in (hostile.check(read, folder) or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data_offsets": [0.5, 1.5]},
+        {"data_offsets": [0, -4]},
+        {"data_offsets": [[], {}]},
+        {"data_offsets": 4},
+        {"shape": [0.5]},
+        {"shape": ["x"]},
+        {"shape": [True, 2**63]},
+        {"dtype": []},
+    ],
+)
+def test_what_no_safetensors_header_may_say(checkpoint: Path, change: dict[str, object]) -> None:
+    path = checkpoint / "model-00001-of-00001.safetensors"
+    fields, rest = header(path)
+    tensors = json.loads(fields)
+    tensors["lm_head.weight"].update(change)
+    changed = json.dumps(tensors).encode()
+    with hostile.replaced(path, len(changed).to_bytes(8, "little") + changed + rest):
+        assert "has a damaged header: lm_head.weight is" in (hostile.check(open_checkpoint, checkpoint) or "")
+
+
 @pytest.mark.parametrize("text", [b"", b"[", b"\xff", b"3", b"null", b"[" * 100_000, b'{"a": ' * 100_000, b"{}"])
 def test_files_that_are_no_objects(checkpoint: Path, artifact: Path, text: bytes) -> None:
     for name in ("config.json", "generation_config.json", INDEX):
