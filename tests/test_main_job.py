@@ -77,7 +77,7 @@ def test_a_session_is_held_over_a_pipe(run) -> None:
 def test_mistakes_are_one_line_and_exit_code_2(run, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     for arguments, text in (
-        (("chat", tmp_path), "model_type is 'gpt2'; known: deepseek_v2, deepseek_v3"),
+        (("chat", tmp_path), 'model_type is "gpt2"; known: deepseek_v2, deepseek_v3'),
         (("chat", "--device", "abacus", "--prompt", "hi"), "device 'abacus' is unknown"),
         (("chat", "--cache-dtype", "int4", "--prompt", "hi"), "cache dtype 'int4' is unknown; known: float32, float16"),
         (("chat", "--model-lib", tmp_path / "absent.so", "--prompt", "hi"), "is not there"),
