@@ -50,6 +50,7 @@ def test_each_batch_is_measured_at_each_depth(
         assert each["ratio"] is None
 
 
+@pytest.mark.full
 def test_the_table_has_the_limits(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(config, "--depth", "40", "--rounds", "1", "--cache-dtype", "float16") == 0
     shown = capsys.readouterr().out

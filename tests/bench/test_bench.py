@@ -71,6 +71,7 @@ def test_json_is_a_list_with_one_object_a_measurement(config: Path, capsys: pyte
         assert result["weight_bytes"] > 0
 
 
+@pytest.mark.full
 def test_tables_name_what_they_show(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prefill", "8", "--decode", "2", "--profile"]
     assert main(["bench", "--model-config", str(config), "--random-weights", *options]) == 0

@@ -47,6 +47,7 @@ def test_each_number_of_drafts_beside_plain_decoding(config: Path, capsys: pytes
     assert all(0 < result["host_share"] < 1 and 0 <= result["faults_per_step"] < 1000 for result in results)
 
 
+@pytest.mark.full
 def test_the_demo_answers_its_questions_and_others_what_they_are_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_demo_answers_its_questions_and_others_what_they_are_given(
     assert 1 < result["tokens_per_step"] <= 3
 
 
+@pytest.mark.full
 def test_the_table_says_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model-config", str(config), "--random-weights", "--decode", "4", "--rounds", "1"]
     assert main(["bench", *options, "--speculative", "2", "--batch", "1,2"]) == 0

@@ -60,7 +60,7 @@ def test_a_library_for_aarch64_loads_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("host", "magic", "level"),
     [
-        ("arm64-macos", b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "aarch64-dotprod"),
+        full(("arm64-macos", b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "aarch64-dotprod")),
         full(("x86_64-windows", b"MZ", "x86-64-avx2")),
     ],
 )

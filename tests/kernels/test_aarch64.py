@@ -13,6 +13,7 @@ from emulator import MISSING, run_emulated
 from golden.latents import cached_values, stored_cache
 from kernel_harness import TILE, error, meaning, quantized, run, stored
 from levels import LEVELS, level_tile, offsets_for
+from marks import quick_first
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns, query_place
 from relax_model.kernels.attention.shape import AttentionShape
@@ -32,7 +33,7 @@ def on_both(level: str, tile: CpuTile, layout: PackedLayout, operator: str, argu
     return run_emulated(level, tile, operator, arguments, theirs, *out), run(operator, arguments, ours, *out)
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize("level", AARCH64)
 def test_quantizing_gives_the_same_codes(level: str, quantization: str) -> None:
     layout, tile = layout_of(quantization), level_tile(level)
@@ -46,7 +47,7 @@ def test_quantizing_gives_the_same_codes(level: str, quantization: str) -> None:
     assert np.all(np.abs(meaning([codes, scales], 70) - x) <= np.repeat(scales, 32, axis=1)[:, :70] * 0.500001)
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize(("level", "changed"), [*((level, {}) for level in AARCH64), ("aarch64-i8mm", {"dot_rows": 5})])
 def test_products_have_the_same_bits(level: str, changed: dict[str, int], quantization: str) -> None:
     """Five rows are two pairs and one that is left, where a level multiplies pairs."""
@@ -64,7 +65,7 @@ def test_products_have_the_same_bits(level: str, changed: dict[str, int], quanti
             assert np.abs(found - (meaning(codes, width) @ exact.T + residual)).max() < 2e-6 * np.sqrt(width)
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize("level", AARCH64)
 def test_gate_and_up_give_the_same_codes(level: str, quantization: str) -> None:
     layout, hidden = layout_of(quantization), 70
@@ -84,9 +85,9 @@ def test_gate_and_up_give_the_same_codes(level: str, quantization: str) -> None:
 
 
 @pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
-@pytest.mark.parametrize("quantization", ["q4f16_1", "q4f16_1+vnni16"])
+@pytest.mark.parametrize("quantization", quick_first(["q4f16_1+vnni16", "q4f16_1"]))
 @pytest.mark.parametrize("level", AARCH64)
-@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("rows", quick_first([3, 20]))
 def test_absorbed_attention_over_a_cache(level: str, quantization: str, rows: int, cache_dtype: str) -> None:
     shape = dataclasses.replace(ATTENTION, cache_dtype=cache_dtype)
     layout, tile, random = layout_of(quantization), level_tile(level), np.random.default_rng(rows)

@@ -7,6 +7,7 @@ import pytest
 from golden.latents import Latents, cached_values, rotate
 from golden.reference import in_eight_bits
 from kernel_harness import TILE, error, meaning, quantized, run, stored
+from marks import quick_first
 
 from relax_model.kernels.attention.cpu_absorbed import query_columns
 from relax_model.kernels.attention.shape import AttentionShape
@@ -76,7 +77,7 @@ class World(Latents):
         return run("expanded_attention", (self.layout, self.shape, block), inputs, out)[0]
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize("name", SHAPES)
 def test_beside_packed_weights_latents_are_attended_to_and_then_rounded(name: str, quantization: str) -> None:
     shape = SHAPES[name]
@@ -140,7 +141,7 @@ def test_absorbed_rows_of_two_sequences_see_their_own_past_alone(name: str, quan
 
 @pytest.mark.parametrize("quantization", ["q0f32", "q8f16_1", *PACKED])
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("rows", [1, 20, 32])
+@pytest.mark.parametrize("rows", quick_first([20, 1, 32]))
 def test_an_expanded_block_sees_all_before_it_and_itself_causally(name: str, quantization: str, rows: int) -> None:
     world = World(SHAPES[name], quantization, (20, 100))
     positions = np.arange(64, 64 + rows, dtype=np.int32)
@@ -150,7 +151,7 @@ def test_an_expanded_block_sees_all_before_it_and_itself_causally(name: str, qua
     assert error(found, world.expected(q, positions, sequences, rounded="+" in quantization)) < TOLERANCE
 
 
-@pytest.mark.parametrize("quantization", ["q4f16_1", "q4f16_1+vnni16"])
+@pytest.mark.parametrize("quantization", quick_first(["q4f16_1+vnni16", "q4f16_1"]))
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_row_of_absorbed_attention_has_the_same_bits_beside_any_others(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (70, 33))

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from assembly import Loop, assembly, innermost_loops
 from levels import LEVELS, level_tile
+from marks import quick_first
 
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_tiles import CpuTile
@@ -58,7 +59,7 @@ def fma_of(level: str) -> str:
     ("operator", "quantization"),
     [*((operator, PACKED[0]) for operator in KERNELS), ("quantized_linear", PACKED[1])],
 )
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", quick_first(LEVELS, 3))
 def test_every_tile_of_codes_runs_on_the_levels_instruction_in_registers(
     level: str, operator: str, quantization: str
 ) -> None:
@@ -73,7 +74,7 @@ def test_every_tile_of_codes_runs_on_the_levels_instruction_in_registers(
     assert [loop.spills for loop in loops if loop.spills] == []
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", quick_first(LEVELS, 3))
 def test_attentions_scores_and_values_are_fused_multiply_adds_in_registers(level: str) -> None:
     tile, layout = level_tile(level), layout_of(PACKED[0])
     loops = innermost_loops(assembly(level, tile, "absorbed_attention", layout, ATTENTION))
