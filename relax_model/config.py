@@ -120,7 +120,7 @@ def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> Mod
     read = Fields({**FAMILIES[model_type], **given})
     # First what no other change of the file could mend.
     for name in ("attention_bias", "mlp_bias"):
-        if read.flag(name):
+        if read.flag(name, None):
             raise ConfigError(f"{name} is true; models with these biases are not supported")
     read.choice("hidden_act", ("silu",))
     if model_type == "deepseek_v2":

@@ -44,7 +44,7 @@ class LLM:
     cache_tokens: size of the latent cache; by default as `capacity.plan_cache` says.
     speculative: tokens that the MTP layer drafts for each step: a number up to 4, "auto" (what pays) or "off". The
         answers are the same, token for token.
-    ignore_config_fields: fields of config.json to pass over although they are not understood.
+    ignore_config_fields: fields of config.json to go on without, such as those that are not understood.
     without_mtp: leave out the checkpoint's MTP layers.
     check_tokenizer: called with the tokenizer before anything is converted or compiled. Then a model without one is an
         error; otherwise its prompts are token ids.

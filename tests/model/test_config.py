@@ -162,6 +162,7 @@ def test_null_means_what_it_means_to_those_who_write_it() -> None:
     assert parse_config(config(n_shared_experts=None)).n_shared_experts == 0
     assert parse_config(config(n_routed_experts=None)).router is None
     assert parse_config(config(num_nextn_predict_layers=None)).num_nextn_predict_layers == 0
+    assert parse_config(config(attention_bias=None, mlp_bias=None)) == parse_config(config())
 
 
 YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
