@@ -82,9 +82,8 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
         listed = ", ".join(f"{name} ({shown(config[name])})" for name in unknown)
         one = len(unknown) == 1
         raise ConfigError(
-            f"config.json has {'a field' if one else f'{len(unknown)} fields'} that {'is' if one else 'are'} not "
-            f"understood and may change the results: {listed}; to go on without {'it' if one else 'them'}: "
-            f"--ignore-config-field {','.join(unknown)}"
+            f"{'a field is' if one else f'{len(unknown)} fields are'} not understood and may change the results: "
+            f"{listed}; to go on without {'it' if one else 'them'}: --ignore-config-field {','.join(unknown)}"
         )
 
 
