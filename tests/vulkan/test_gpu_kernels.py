@@ -318,6 +318,23 @@ def test_what_float16_cannot_hold_is_appended_as_nan() -> None:
     assert np.flatnonzero(np.isnan(cache[world.page_table[0, 0], 0])).tolist() == [rank]
 
 
+def test_codes_beyond_float16_are_attended_to_or_give_nan() -> None:
+    """Scores of minus infinity would pass tokens over without a word."""
+    shape = SHAPES["8-bit cache"]
+    world = World(shape, "q4f16_1", (40, 33))
+    exact = np.full(world.exact.shape, 0.01, np.float32)
+    exact[..., shape.kv_lora_rank + 1] = -1e6
+    world.cache = stored_cache(shape, exact)
+    positions, sequences = np.array([39], np.int32), np.zeros(1, np.int32)
+    q = world.queries(1)
+    weight = np.ones(shape.kv_lora_rank, np.float32)
+    found, world.cache = world.absorbed(q, positions, sequences, normal(1, shape.latent_width), weight)
+    if TILE.tensor_cores or TILE.simdgroup_matrices:
+        assert np.isnan(found).all()
+    else:
+        assert error(found, world.expected(q, positions, sequences)) < ATTENTION_TOLERANCE
+
+
 BLOCKS = [(0, 1), (0, 70), (100, 66), (63, 65)]  # first position and rows
 EXPANDED = {
     **SHAPES,

@@ -23,7 +23,7 @@ LARGEST_CODE = 127
 _SCALE_BYTES = 2
 # Below this a group counts as zeros: the reciprocal of its scale would not be finite.
 LEAST = 1e-30
-_FLOAT16_END = 65520  # what is smaller is rounded to a finite number
+FLOAT16_END = 65520  # what is smaller is rounded to a finite number
 
 
 def scale_bits(largest: Any) -> Any:
@@ -43,16 +43,19 @@ def scale_of(bits: Any) -> Any:
     return T.reinterpret(f"float32x{lanes}", T.shift_left(bits, T.Broadcast(T.int32(16), lanes)))
 
 
-def as_cached(dtype: str, value: Any) -> Any:
-    """A float32 value in a cache of floats: NaN where float16 cannot hold it.
+def rounded_to(dtype: str, value: Any) -> Any:
+    """A float32 value in a cache's or a key's float dtype: NaN where float16 cannot hold it.
 
     Infinity would do where scores become positive; a token of score −∞ is passed over without a word.
     """
-    if dtype != "float16":
-        return T.Cast(dtype, value)
+    return T.Cast(dtype, nan_from(FLOAT16_END, value) if dtype == "float16" else value)
+
+
+def nan_from(end: float, value: Any) -> Any:
+    """A float32 value, or NaN where its magnitude reaches `end`."""
     # With all bits of the exponent and the first behind them. Not every GPU's language has a constant for it.
     nan = T.reinterpret("float32", T.bitwise_or(T.reinterpret("int32", value), T.int32(0x7FC00000)))
-    return T.Cast(dtype, T.if_then_else(T.abs(value) < T.float32(_FLOAT16_END), value, nan))
+    return T.if_then_else(T.abs(value) < T.float32(end), value, nan)
 
 
 class CachedTokens:
@@ -108,7 +111,7 @@ class CachedTokens:
             @T.inline
             def store(row, cache, page, slot):
                 for k in T.serial(rank + rope):
-                    cache[page, slot, k] = as_cached(self.shape.cache_dtype, row[k])
+                    cache[page, slot, k] = rounded_to(self.shape.cache_dtype, row[k])
 
             return store
 

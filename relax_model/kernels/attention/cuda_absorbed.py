@@ -42,7 +42,7 @@ class TensorCoreAttention:
         tiles = rank // _WARPS // 8  # of 8 columns of the sums, a warp's
         self.sums = tiles * 4
         tokens = GpuTokens(shape)
-        load_steps = tokens.step_loader(KEYS, THREADS)
+        load_steps = tokens.step_loader(KEYS, THREADS, in_halves=True)
         groups, runs, in_codes = tokens.groups, width // RUN, tokens.in_codes
 
         def shuffled(value: Any, distance: int) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from relax_model.kernels.attention.cache import rounded_to
 from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 
@@ -71,7 +72,7 @@ class TensorCoreFlash:
                 if n < keys * rope // _VECTOR:
                     if tokens.in_codes:
                         for i in T.unroll(_VECTOR):
-                            key[place * key_stride + nope + c + i] = T.Cast(
+                            key[place * key_stride + nope + c + i] = rounded_to(
                                 "float16", tokens.value(Cache, slot, rank + c + i)
                             )
                     else:

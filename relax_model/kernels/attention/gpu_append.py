@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from relax_model.kernels.attention.cache import as_cached, scale_bits, scale_of
+from relax_model.kernels.attention.cache import rounded_to, scale_bits, scale_of
 from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.gpu_tiles import GROUP, GpuTile, inverse_root
@@ -59,7 +59,7 @@ class Appender:
                         values[w * threads + t] = T.float32(0)
 
         def writer(dtype: str) -> Callable[..., Any]:
-            rotate = rotator(shape.rope, shape.interleaved, store=lambda value: as_cached(dtype, value))
+            rotate = rotator(shape.rope, shape.interleaved, store=lambda value: rounded_to(dtype, value))
 
             @T.inline
             def write(t, own, n, KvA, weight, squares, Table, out, place):
@@ -71,7 +71,7 @@ class Appender:
                 factor[0] = inverse_root(factor[0], rank, eps)
                 for w in T.serial(-(-rank // threads)):
                     if T.And(w * threads + t < rank, own < n):
-                        out[place(w * threads + t)] = as_cached(
+                        out[place(w * threads + t)] = rounded_to(
                             dtype, KvA[own, w * threads + t] * factor[0] * weight[w * threads + t]
                         )
                 for w in T.serial(-(-pairs // threads)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.kernels.attention.cache import CachedTokens
+from relax_model.kernels.attention.cache import FLOAT16_END, LARGEST_CODE, CachedTokens, nan_from
 from relax_model.kernels.attention.shape import AttentionShape
 from relax_model.kernels.cpu_packed import GROUP
 
@@ -28,19 +28,24 @@ class GpuTokens(CachedTokens):
         rank = self.shape.kv_lora_rank
         return k if self.key_start == rank else T.if_then_else(k < rank, k, k - rank + self.key_start)
 
-    def step_loader(self, keys: int, threads: int) -> Callable[..., Any]:
+    def step_loader(self, keys: int, threads: int, *, in_halves: bool = False) -> Callable[..., Any]:
         """Statement `load(t, i, first, Positions, Sequences, PageTable, Cache, step)`: the scales of `keys` tokens from
-        position `first` on, none past row i's own, into step[key · groups + group], by a block's threads."""
+        position `first` on, none past row i's own, into step[key · groups + group], by a block's threads.
+
+        Where values go on as float16 (`in_halves`), the scale of a group that float16 cannot hold is NaN.
+        """
         groups, page = self.groups, self.shape.page_size
+        end = FLOAT16_END / LARGEST_CODE
 
         @T.inline
         def load(t, i, first, Positions, Sequences, PageTable, Cache, step):
             for w in T.serial(-(-keys * groups // threads)):
                 if w * threads + t < keys * groups:
                     at = T.meta_var(T.min(first + (w * threads + t) // groups, Positions[i]))
-                    step[w * threads + t] = self.scale(
-                        Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups
+                    scale = T.meta_var(
+                        self.scale(Cache, (PageTable[Sequences[i], at // page], at % page), (w * threads + t) % groups)
                     )
+                    step[w * threads + t] = nan_from(end, scale) if in_halves else scale
 
         return load
 

@@ -32,6 +32,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_model.kernels.attention import cuda_flash, metal_flash
+from relax_model.kernels.attention.cache import rounded_to
 from relax_model.kernels.attention.gpu_cache import GpuTokens
 from relax_model.kernels.attention.gpu_flash import ROWS, ByThreads, Flash
 from relax_model.kernels.attention.shape import AttentionShape
@@ -124,7 +125,7 @@ def expanded_attention(layout: Layout, shape: AttentionShape, block: int, *, til
                             @T.inline
                             def store(r, o, sums):
                                 if T.And(c * SIDE + r <= last, b * SIDE + o < together * width):
-                                    Wide[(b * SIDE + o) // width, c * SIDE + r, (b * SIDE + o) % width] = T.Cast(
+                                    Wide[(b * SIDE + o) // width, c * SIDE + r, (b * SIDE + o) % width] = rounded_to(
                                         wide, sums[0]
                                     )
 

@@ -43,7 +43,7 @@ class SimdGroupAttention:
         across = rank // _GROUPS // EDGE  # matrices of sums beside each other
         self.sums = _DOWN * across * MATRIX
         tokens = GpuTokens(shape)
-        load_steps = tokens.step_loader(KEYS, THREADS)
+        load_steps = tokens.step_loader(KEYS, THREADS, in_halves=True)
         groups, runs, in_codes = tokens.groups, width // RUN, tokens.in_codes
 
         def shuffled(value: Any, distance: Any) -> Any:
