@@ -1,14 +1,17 @@
-"""Outliers of what is cached, moved by powers of two into what meets them: equal in real numbers, and kinder to caches.
+"""Outliers of what is kept in few bits, moved by powers of two into what meets them: equal in real numbers.
 
     latent channel c    kv_a_layernorm's weight / 2ⁿ       kv_b_proj's column · 2ⁿ
     rotary pair p       kv_a_proj's two rows / 2ⁿ          the two rows of every head's query · 2ⁿ
+    a norm's channel c  its weight / 2ⁿ                    the columns of the matrices that it goes to · 2ⁿ
+
+The first two are cached in 8 bits or float16, the third becomes 8-bit activations beside packed weights.
 
 A rotation mixes the two of a pair, so that they share n. Rows by a power of two keep a quantization's codes, and
 columns those of all groups that have no outlier. Only outliers are touched: what is LEAST times as large as the median
 of a layer, and whole latents and keys that are larger than LARGE.
 
 Values come from the checkpoint, a layer at a time, before they are quantized (`conversion.py`). The idea is
-SmoothQuant's (arXiv:2211.10438, equation 4, with α = ½), for a cache in place of activations.
+SmoothQuant's (arXiv:2211.10438, equation 4, with α = ½), for caches as well as for activations.
 """
 
 from __future__ import annotations
@@ -29,19 +32,23 @@ LEAST = 8
 # Root mean square; float16 ends at 65504, and single values are tens of times as large.
 LARGE = 256
 _BLOCK_ROWS = 1024
-_TENSOR = re.compile(r"(.+\.self_attn)\.(kv_a_proj_with_mqa|kv_a_layernorm|kv_b_proj|q_b_proj|q_proj)\.weight")
+_TENSOR = re.compile(r"(.+\.layers\.\d+)\.(.+)\.weight")
+_MLP = re.compile(r"mlp\.((experts\.\d+\.|shared_experts\.)?(gate|up)_proj|gate)")
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """A layer's powers of two, by which what meets the cache grows: latents (kv_lora_rank,) and key (rope,)."""
+    """A layer's powers of two, by which what meets these channels grows: latents (kv_lora_rank,), key (rope,), and
+    what attention and the experts are given (hidden_size,)."""
 
     latent: np.ndarray
     key: np.ndarray
+    attention: np.ndarray
+    mlp: np.ndarray
 
 
 class Balance:
-    """What a conversion multiplies the tensors of attention with; several threads may ask at once."""
+    """What a conversion multiplies tensors with; several threads may ask at once."""
 
     def __init__(self, checkpoint: Checkpoint, model: ModelConfig) -> None:
         self._checkpoint, self._model = checkpoint, model
@@ -53,43 +60,78 @@ class Balance:
         found = _TENSOR.fullmatch(name)
         if found is None:
             return values
-        factors, rows = self._factors(found[1]), slice(start, start + len(values))
-        rank, model = self._model.kv_lora_rank, self._model
-        match found[2]:
-            case "kv_a_layernorm":
-                return values / factors.latent[rows]
-            case "kv_b_proj":
-                return values * factors.latent
-            case "kv_a_proj_with_mqa":
-                return values / np.concatenate([np.ones(rank, np.float32), factors.key])[rows, None]
-        head = np.concatenate([np.ones(model.qk_nope_head_dim, np.float32), factors.key])
-        return values * np.tile(head, model.num_attention_heads)[rows, None]
+        layer, leaf, rows = found[1], found[2], slice(start, start + len(values))
+        model = self._model
+        match leaf:
+            case "self_attn.kv_a_layernorm":
+                return values / self._factors(layer).latent[rows]
+            case "self_attn.kv_b_proj":
+                return values * self._factors(layer).latent
+            case "self_attn.kv_a_proj_with_mqa":
+                factors = self._factors(layer)
+                own = np.concatenate([np.ones(model.kv_lora_rank, np.float32), factors.key])
+                return values * factors.attention / own[rows, None]
+            case "self_attn.q_a_proj":
+                return values * self._factors(layer).attention
+            case "self_attn.q_b_proj" | "self_attn.q_proj":
+                factors = self._factors(layer)
+                head = np.concatenate([np.ones(model.qk_nope_head_dim, np.float32), factors.key])
+                balanced = values * np.tile(head, model.num_attention_heads)[rows, None]
+                return balanced * factors.attention if leaf == "self_attn.q_proj" else balanced
+            case "input_layernorm":
+                return values / self._factors(layer).attention[rows]
+            case "post_attention_layernorm":
+                return values / self._factors(layer).mlp[rows]
+        return values * self._factors(layer).mlp if _MLP.fullmatch(leaf) else values
 
     def report(self) -> None:
         """Say in one line what was moved, if anything was."""
-        latents = np.array([factor for layer in self._layers.values() for factor in layer.latent])
-        keys = np.array([factor for layer in self._layers.values() for factor in layer.key[: len(layer.key) // 2]])
-        moved = [
-            f"{np.count_nonzero(factors != 1)} {what} (by up to {np.maximum(factors, 1 / factors).max():.0f})"
-            for factors, what in ((latents, "latent channels"), (keys, "rotary pairs"))
-            if np.any(factors != 1)
-        ]
+        layers = self._layers.values()
+        kinds = {
+            "latent channels": [layer.latent for layer in layers],
+            "rotary pairs": [layer.key[: len(layer.key) // 2] for layer in layers],
+            "channels after norms": [factors for layer in layers for factors in (layer.attention, layer.mlp)],
+        }
+        moved = []
+        for what, each in kinds.items():
+            factors = np.concatenate(each) if each else np.ones(1)
+            if np.any(factors != 1):
+                most = np.maximum(factors, 1 / factors).max()
+                moved.append(f"{np.count_nonzero(factors != 1)} {what} (by up to {most:.0f})")
         if moved:
-            note(f"balanced outliers of {' and '.join(moved)} with the weights that they meet, by powers of two")
+            note(f"balanced outliers of {', '.join(moved)} with the weights that they meet, by powers of two")
 
-    def _factors(self, prefix: str) -> _Factors:
+    def _factors(self, layer: str) -> _Factors:
         with self._lock:
-            if prefix not in self._layers:
-                self._layers[prefix] = _Factors(self._latent(prefix), self._key(prefix))
-            return self._layers[prefix]
+            if layer not in self._layers:
+                prefix = f"{layer}.self_attn"
+                self._layers[layer] = _Factors(
+                    self._normed(f"{prefix}.kv_a_layernorm", [f"{prefix}.kv_b_proj"]),
+                    self._key(prefix),
+                    self._normed(f"{layer}.input_layernorm", self._attention_inputs(prefix)),
+                    self._normed(f"{layer}.post_attention_layernorm", self._mlp_inputs(f"{layer}.mlp")),
+                )
+            return self._layers[layer]
 
-    def _latent(self, prefix: str) -> np.ndarray:
-        """Latent channels have their norm's weight as root mean square; what meets one is its column of kv_b_proj."""
-        name, rank = f"{prefix}.kv_b_proj.weight", self._model.kv_lora_rank
-        rows = self._checkpoint.shape(name)[0]
-        squares = sum((self._rows(name, *span) ** 2).sum(axis=0, dtype=np.float64) for span in _spans(rows))
-        cached = np.abs(self._checkpoint.read(f"{prefix}.kv_a_layernorm.weight"))
-        return _powers(cached, np.sqrt(squares / rows * rank))
+    def _normed(self, norm: str, matrices: list[str]) -> np.ndarray:
+        """A norm's weight is its channels' root mean square; what meets one is its column of `matrices`."""
+        squares, count = np.zeros(()), 0
+        for matrix in matrices:
+            name = f"{matrix}.weight"
+            for span in _spans(self._checkpoint.shape(name)[0]):
+                squares = squares + (self._rows(name, *span) ** 2).sum(axis=0, dtype=np.float64)
+                count += span[1] - span[0]
+        return _powers(np.abs(self._checkpoint.read(f"{norm}.weight")), np.sqrt(squares / count))
+
+    def _attention_inputs(self, prefix: str) -> list[str]:
+        query = "q_proj" if self._model.q_lora_rank is None else "q_a_proj"
+        return [f"{prefix}.{query}", f"{prefix}.kv_a_proj_with_mqa"]
+
+    def _mlp_inputs(self, prefix: str) -> list[str]:
+        """Of experts the first stands for all: reading every one would take as long as converting them."""
+        if f"{prefix}.gate_proj.weight" in self._checkpoint:
+            return [f"{prefix}.gate_proj"]
+        return [f"{prefix}.gate", f"{prefix}.experts.0.gate_proj"]
 
     def _key(self, prefix: str) -> np.ndarray:
         """Magnitudes of a rotary key and of the heads' queries, if what comes out of their norms is white noise."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import checkpoints
-from outliers import mean_divergence, read, write_outliers
+from outliers import RECIPES, mean_divergence, read, write_outliers
 
 from mlc_dsv3 import LLM
 from mlc_dsv3.compiler import compile_model
@@ -49,7 +49,7 @@ def test_integer_attention_keeps_latents_beside_rotary_keys_of_any_size(demo, pl
     assert mean_divergence(plain, demo("keys", factor, balance=False)) < 0.005
 
 
-@pytest.mark.parametrize("recipe", ["rotary_pair", "latent_channel"])
+@pytest.mark.parametrize("recipe", ["rotary_pair", "latent_channel", "normed_channel"])
 def test_outliers_of_channels_are_balanced_away(demo, plain, recipe: str) -> None:
     assert mean_divergence(plain, demo(recipe, 256, balance=False)) > 0.1
     assert mean_divergence(plain, demo(recipe, 256, balance=True)) < 0.005
@@ -57,7 +57,7 @@ def test_outliers_of_channels_are_balanced_away(demo, plain, recipe: str) -> Non
 
 # Rotary pairs that are neighbours; those that lie in halves, of queries without q_a_proj.
 @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_half_rope"])
-@pytest.mark.parametrize("recipe", ["keys", "rotary_pair", "latent_channel"])
+@pytest.mark.parametrize("recipe", list(RECIPES))
 def test_balanced_outliers_leave_float32_logits_their_bits(
     name: str, recipe: str, compiled: Callable, tmp_path: Path
 ) -> None:
@@ -67,11 +67,18 @@ def test_balanced_outliers_leave_float32_logits_their_bits(
     as_it_is = convert(Checkpoint.open(source), "q0f32", tmp_path / "as it is", balance=False)
     before = _arrays(as_it_is)
     moved = {name for name, array in _arrays(balanced).items() if not np.array_equal(array, before[name])}
-    assert {name.split("self_attn.")[-1] for name in moved} == (
-        {"kv_b_proj.weight", "kv_a_layernorm.weight"}
-        if recipe == "latent_channel"
-        else {"kv_a_proj_with_mqa.weight", "q_b_proj.weight" if name == "deepseek_v3" else "q_proj.weight"}
-    )
+    query = "q_b_proj" if name == "deepseek_v3" else "q_proj"
+    keys = {f"self_attn.{query}", "self_attn.kv_a_proj_with_mqa"}
+    latents = {"self_attn.kv_b_proj", "self_attn.kv_a_layernorm"}
+    inputs = {"self_attn.q_a_proj" if name == "deepseek_v3" else "self_attn.q_proj", "self_attn.kv_a_proj_with_mqa"}
+    mlp = {"mlp.gate_up_proj", "mlp.gate", "mlp.experts.gate_up_proj", "mlp.shared_experts.gate_up_proj"}
+    expected = {
+        "keys": keys,
+        "rotary_pair": keys,
+        "latent_channel": latents,
+        "normed_channel": {"input_layernorm", "post_attention_layernorm", *inputs, *mlp},
+    }
+    assert {name.split(".", 3)[3].removesuffix(".weight") for name in moved} == expected[recipe]
     prompt = checkpoints.prompt(name)[:20].tolist()
     with LLM(balanced, model_lib=plain.library) as one, LLM(as_it_is, model_lib=plain.library) as other:
         np.testing.assert_array_equal(one.logits(prompt), other.logits(prompt))
