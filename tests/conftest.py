@@ -18,6 +18,9 @@ import pytest
 # A background job is started with interrupts ignored; tests of Ctrl-C are not to depend on how they were started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Two workers have two threads each on what may be two cores: one that waits must not keep another from running.
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+
 # Tests run against the installed package, so that not the repository but only this folder goes on the path: `golden`.
 sys.path.insert(0, str(Path(__file__).parent))
 
