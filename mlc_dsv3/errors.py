@@ -17,6 +17,10 @@ class ContextWindowError(UserError):
     """A prompt that does not fit in the context window; a shorter conversation may."""
 
 
+class MessageTooLongError(ContextWindowError):
+    """A message that does not fit in the context window by itself, so that a shorter conversation is no help."""
+
+
 class ForkError(UserError):
     """A model is used, or is to be loaded, in a process forked from one that had loaded a model."""
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mlc_dsv3.chat.reply import ChatModel, Reply, stream_reply
-from mlc_dsv3.errors import ContextWindowError
+from mlc_dsv3.errors import ContextWindowError, MessageTooLongError
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 # Of the context window: with less dropped, the next question or two would not fit either, and each time that turns are
 # dropped the model reads all that is left anew.
 _KEPT_SHARE = 0.75
+_ANSWER_TOKENS, _ANSWER_SHARE = 64, 8  # an answer is to have so many tokens, or this part of a small window
 
 
 class Conversation:
@@ -57,42 +58,48 @@ class Conversation:
     ) -> tuple[Reply, int]:
         """The answer to `question` after the turns so far, as `stream_reply` gives it; the turn is not yet added.
 
-        Where the prompt outgrows the context window, with `drops` the oldest turns are forgotten, and the second value
-        says how many; otherwise, and where that does not help, ContextWindowError.
+        With `drops` the oldest turns are forgotten where the context window has no room for the prompt and an answer
+        (64 tokens, or an eighth of a smaller window); the second value says how many. ContextWindowError where the
+        prompt does not fit, and MessageTooLongError where `question` alone does not.
         """
-
-        def answer() -> Reply:
-            prompt = [*self.messages, question]
-            return stream_reply(model, prompt, params, emit, options=options, stoppable=stoppable)
-
+        dropped = 0
+        if drops and len(self):
+            answer = min(_ANSWER_TOKENS, model.context_window // _ANSWER_SHARE)
+            if self._tokens_without(0, model, options, question) + answer > model.context_window:
+                dropped = self.make_room(model, options, question)
         try:
-            return answer(), 0
+            prompt = [*self.messages, question]
+            return stream_reply(model, prompt, params, emit, options=options, stoppable=stoppable), dropped
         except ContextWindowError:
-            dropped = self.make_room(model, options, question) if drops else 0
-            if not dropped:
+            alone = self._tokens_without(len(self), model, options, question)
+            if alone < model.context_window:
                 raise
-            return answer(), dropped
+            what = "the message and the system prompt alone have" if self.system else "the message alone has"
+            raise MessageTooLongError(
+                f"{what} {alone} tokens, and the context window of {model.context_window} has room for "
+                f"{model.context_window - 1}; send a shorter one, or start with a larger --context-window"
+            ) from None
 
     def make_room(self, model: ChatModel, options: ChatOptions, question: Message | None) -> int:
         """Forget the fewest oldest turns that leave a quarter of the context window free, `question` included.
 
         Returns how many that were: 0 where there is as much room, and where `question` alone is too long.
         """
-
-        def tokens_without(count: int) -> int:
-            messages = [*self._messages_without(count), *([question] if question else [])]
-            return len(model.prompt_tokens(messages, **options)) if messages else 0
-
-        if question and tokens_without(len(self)) >= model.context_window:
+        if question and self._tokens_without(len(self), model, options, question) >= model.context_window:
             return 0
         few, enough = 0, len(self)
         while few < enough:
             middle = (few + enough) // 2
-            if tokens_without(middle) <= _KEPT_SHARE * model.context_window:
+            if self._tokens_without(middle, model, options, question) <= _KEPT_SHARE * model.context_window:
                 enough = middle
             else:
                 few = middle + 1
         return self.drop(few)
+
+    def _tokens_without(self, count: int, model: ChatModel, options: ChatOptions, question: Message | None) -> int:
+        """Tokens of the prompt when the `count` oldest turns are forgotten."""
+        messages = [*self._messages_without(count), *([question] if question else [])]
+        return len(model.prompt_tokens(messages, **options)) if messages else 0
 
     def _messages_without(self, count: int) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []

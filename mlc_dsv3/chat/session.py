@@ -15,7 +15,7 @@ from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.reply import ChatModel, Prompt, Reply, Usage, stream_reply
-from mlc_dsv3.errors import USER_ERRORS, ContextWindowError
+from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Session:
         expert_load: Callable[..., tuple[int, ExpertLoad] | None] | None = None,
     ) -> None:
         """`raw` sends each message by itself and as it is, without a chat template. `thinking` are the template's
-        variables that switch thinking. With `drops` the oldest turns are forgotten when the conversation outgrows the
-        context window. `expert_load(prompt, **options)` tells of how many tokens at a prompt's end, and how they load
+        variables that switch thinking. With `drops` the oldest turns are forgotten where the context window has no room
+        for an answer. `expert_load(prompt, **options)` tells of how many tokens at a prompt's end, and how they load
         the experts, if there are any."""
         self._model = model
         self._read = read
@@ -101,14 +101,17 @@ class Session:
         try:
             reply, dropped = self._reply(question)
         except ContextWindowError as error:
-            self._refused = question
             self._note_error(error)
-            if len(self._conversation):
+            if len(self._conversation) and not isinstance(error, MessageTooLongError):
+                self._refused = question
                 self._note("/drop forgets the oldest turns to make room, /reset all of them; then ask again")
             return
         except USER_ERRORS as error:
             # The question is dropped: with it in the conversation every later prompt would fail too.
             self._note_error(error)
+            return
+        except KeyboardInterrupt:  # before the answer began
+            self._note("(stopped)")
             return
         self._out.write("" if reply.text.endswith("\n") else "\n")
         self._remember(question, reply)
@@ -134,7 +137,8 @@ class Session:
         if reply.finish_reason == "cancelled":
             self._note("(stopped)")
         elif reply.finish_reason == "length" and self._is_full(reply):
-            self._note(f"(the context window of {self._model.context_window} tokens is full; /drop makes room)")
+            window = f"the context window of {self._model.context_window} tokens is full"
+            self._note(f"(cut off: {window}; {self._way_on()})")
         elif reply.finish_reason == "length":
             self._note("(cut off by max_tokens)")
         if self._raw:
@@ -142,6 +146,12 @@ class Session:
         elif reply.text:
             self._conversation.add(question, reply.text)
             self._read_last = self._conversation.messages
+
+    def _way_on(self) -> str:
+        """What makes room after an answer that filled the context window."""
+        if self._raw:
+            return "chat --context-window sets its size"
+        return "the next message drops the oldest turns" if self._drops else "/drop makes room"
 
     def _is_full(self, reply: Reply) -> bool:
         return reply.prompt_tokens + len(reply.token_ids) >= self._model.context_window

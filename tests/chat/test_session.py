@@ -179,9 +179,31 @@ def test_reset_is_as_good_a_way_on() -> None:
     assert [contents(prompt) for prompt in model.prompts] == [["Be brief.", "one"], ["Be brief.", "two"]]
 
 
-def test_a_message_that_is_too_long_by_itself_has_nothing_offered() -> None:
-    _, _, notes = hold("one\n/drop\n", model=small(20), system="Be brief.")
-    assert notes == "header\nerror: the prompt has 20 tokens\nthere is no turn to forget\n"
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_message_that_is_too_long_by_itself_is_said_to_be(system: str | None, drops: bool) -> None:
+    model = small(60)
+    count = model.prompt_tokens
+    model.prompt_tokens = lambda prompt, **_: [0] * (len(count(prompt)) + 90 * (prompt[-1]["content"] == "long"))
+    model, _, notes = hold("one\nlong\ntwo\n", model=model, system=system, drops=drops)
+    said = "the message and the system prompt alone have 110" if system else "the message alone has 100"
+    refusal = f"error: {said} tokens, and the context window of 60 has room for 59; send a shorter one, or start with"
+    assert notes == f"header\n{refusal} a larger --context-window\n"
+    assert contents(model.prompts[-1])[-3:] == ["one", "You said: one", "two"]
+
+
+@pytest.mark.parametrize(("window", "dropped"), [(56, True), (57, False), (559, True), (560, False)])
+def test_turns_are_dropped_where_there_is_no_room_for_an_answer(window: int, dropped: bool) -> None:
+    # Five messages have 50 tokens or 496; an eighth of a small window is 7, and of a large one more than 64.
+    conversation, model = Conversation(None), small(window)
+    if window > 500:
+        model.prompt_tokens = lambda messages, **_: [0] * (446 + 10 * len(messages))
+    for name in "ab":
+        conversation.add({"role": "user", "content": name}, name)
+    question = {"role": "user", "content": "c"}
+    reply, forgotten = conversation.ask(model, question, None, lambda text: None, options={}, drops=True)
+    assert (forgotten > 0) == dropped
+    assert reply.text == "You said: c"
 
 
 def test_drop_forgets_as_many_turns_as_it_is_told() -> None:
@@ -225,9 +247,14 @@ def test_an_answer_that_fills_the_window_says_how_to_go_on() -> None:
                 yield update
 
     # The prompt has ten tokens, the answer three.
-    said = {window: hold("one\n", model=Cut(context_window=window))[2] for window in (13, 14)}
-    assert "(the context window of 13 tokens is full; /drop makes room)" in said[13]
-    assert "(cut off by max_tokens)" in said[14]
+    def said(window: int, **options: bool) -> str:
+        return hold("one\n", model=Cut(context_window=window), **options)[2]
+
+    full = "(cut off: the context window of 13 tokens is full; "
+    assert f"{full}/drop makes room)" in said(13)
+    assert f"{full}the next message drops the oldest turns)" in said(13, drops=True)
+    assert f"{full}chat --context-window sets its size)" in said(13, raw=True)
+    assert "(cut off by max_tokens)" in said(14)
 
 
 def test_json_lines_drop_turns_on_request_and_say_so() -> None:
