@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlc_dsv3.errors import USER_ERRORS, UserError
+from mlc_dsv3.errors import USER_ERRORS, UserError, warn_once
 
 _MOST_JSON_BYTES = 256 << 20  # ten times the largest tokenizer.json
 
@@ -37,6 +37,14 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where} holds a JSON {type(value).__name__}; it must be an object")
     return value
+
+
+def warn_of_absent(names: Collection[str], fields: Mapping[str, Any], path: Path) -> None:
+    """Warn of fields that are to be ignored and that the file does not have: their names may be misspelt."""
+    absent = [name for name in names if name not in fields]
+    if absent:
+        one = len(absent) == 1
+        warn_once(f"{path} has no {'field' if one else 'fields'} {', '.join(absent)} to ignore (--ignore-config-field)")
 
 
 def _no_constant(text: str) -> float:

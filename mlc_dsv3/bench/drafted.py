@@ -92,9 +92,10 @@ class DraftedBench:
         batch: int,
         acceptance: float | None,
         chats: Chats | None,
+        ignored: tuple[str, ...] = (),
     ) -> None:
         set_threads(threads)
-        opened, weights = Library(library), Artifact.open(artifact)
+        opened, weights = Library(library), Artifact.open(artifact, ignore=ignored)
         self._timer = FunctionTimer(opened)
         self._model = CompiledModel.from_arrays(opened, weights.model_config, weights.map_parameters())
         self._batch, self._chats = batch, chats
@@ -220,7 +221,7 @@ def measure_drafted(
     found = []
     with progress("Decoding with drafts", total=len(batches) * rounds * (len(modes) + 1)) as advance:
         for batch in batches:
-            arguments = (subject.artifact.path, subject.library, threads, batch, acceptance, chats)
+            arguments = (subject.artifact.path, subject.library, threads, batch, acceptance, chats, subject.ignored)
             with Remote(DraftedBench, *arguments) as process:
                 process.call("decode", "off", 8, 0)
                 taken: dict[str, list[_Round]] = {mode: [] for mode in ("off", *modes)}

@@ -76,6 +76,7 @@ def _start(subject: Subject, settings: BenchSettings, stack: ExitStack) -> tuple
         settings.thread_count,
         max(shape.sequences for shape in settings.shapes),
         settings.longest,
+        subject.ignored,
     )
     cold: Startup | str | None = pagecache.drop(subject.shards)
     if cold is None:

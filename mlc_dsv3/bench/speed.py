@@ -51,9 +51,17 @@ class StepShape:
 class SpeedBench:
     """Random tokens through a model with a cache for `sequences`, each of `longest` tokens."""
 
-    def __init__(self, artifact: Path, library: Path, threads: int, sequences: int, longest: int) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        library: Path,
+        threads: int,
+        sequences: int,
+        longest: int,
+        ignored: tuple[str, ...] = (),
+    ) -> None:
         started = time.perf_counter()
-        self._model = CompiledModel.load(Artifact.open(artifact), library, threads=threads)
+        self._model = CompiledModel.load(Artifact.open(artifact, ignore=ignored), library, threads=threads)
         self._metadata = self._model.metadata
         pages = -(-longest // self._metadata.page_size)
         self._model.allocate_cache(sequences * pages + 1)

@@ -144,12 +144,14 @@ def read_model(argument: str, ignore: Collection[str] = (), *, without_mtp: bool
 
 def _config_alone(file: Path, fields: dict[str, Any], ignore: Collection[str], without_mtp: bool) -> ModelConfig:
     """The configuration in the `fields` of a config.json or mlc-chat-config.json, taken at its word."""
-    from mlc_dsv3.json_files import naming
+    from mlc_dsv3.json_files import naming, warn_of_absent
     from mlc_dsv3.weights.artifact import refuse_mtp_layers
     from mlc_dsv3.weights.corrections import with_mtp_layers
     from relax_model.config import parse_config
 
-    config = {name: value for name, value in fields.get("model_config", fields).items() if name not in ignore}
+    config = fields.get("model_config", fields)
+    warn_of_absent(ignore, config, file)
+    config = {name: value for name, value in config.items() if name not in ignore}
     if without_mtp and "model_config" not in fields:
         config = with_mtp_layers(config, 0)
     with naming(file):

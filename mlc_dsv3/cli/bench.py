@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_no_mtp
+from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_ignore_config_field, add_no_mtp
 from mlc_dsv3.cli.bench_options import check_together
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=2000, metavar="N", help="how many with --quality (2000)")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a measurement")
     add_no_mtp(parser)
+    add_ignore_config_field(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -184,7 +185,8 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
     from mlc_dsv3.demo import checkpoint_path
     from relax_model.layout import layout_of
 
-    source = read_model(parsed.model_config or parsed.model or str(checkpoint_path()), without_mtp=parsed.no_mtp)
+    model, ignored = parsed.model_config or parsed.model or str(checkpoint_path()), parsed.ignore_config_field
+    source = read_model(model, ignored, without_mtp=parsed.no_mtp)
     name = source.name if parsed.model or parsed.model_config else "demo"
     target = settings.target
     chosen = quantizations or [source.quantization or target.default("quantization")]
@@ -204,6 +206,7 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
         if parsed.model_config:
             fields = read_json(Path(parsed.model_config))
             fields = with_mtp_layers(fields.get("model_config", fields), source.config.num_nextn_predict_layers)
+            fields = {name: value for name, value in fields.items() if name not in ignored}
             yield random_subject(fields, name, target.stored_as(quantization), target)
         else:
             yield model_subject(
@@ -211,6 +214,7 @@ def _subjects(parsed: argparse.Namespace, quantizations: list[str], settings: Be
                 name,
                 quantization,
                 target,
+                ignore_config_fields=ignored,
                 without_mtp=parsed.no_mtp,
                 before_making=partial(_check_tokenizer, parsed),
             )
@@ -233,7 +237,8 @@ def _attention(parsed: argparse.Namespace, quantizations: list[str], settings: B
     from mlc_dsv3.cli.arguments import read_model
     from mlc_dsv3.cli.bench_tables import print_attention
 
-    config, target = read_model(parsed.model_config).config, settings.target
+    source = read_model(parsed.model_config, parsed.ignore_config_field, without_mtp=parsed.no_mtp)
+    config, target = source.config, settings.target
     if min(settings.depths) < 1:
         raise UserError("--depth is 0, where there is nothing to attend to; give --depth 8192, say")
     results = []

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mlc_dsv3.cli.arguments import add_ignore_config_field
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError, warn
 
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="ARTIFACT_OR_LIB", help="an artifact's folder or a compiled library")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--verify", action="store_true", help="compare an artifact's files with their checksums first")
+    add_ignore_config_field(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -23,9 +25,11 @@ def run(parsed: argparse.Namespace) -> None:
     if not parsed.path.exists():
         raise UserError(f"{parsed.path} does not exist; inspect takes an artifact's folder or a compiled library")
     if parsed.path.is_dir():
-        content = _artifact(parsed.path, parsed.verify)
+        content = _artifact(parsed.path, parsed.verify, parsed.ignore_config_field)
     elif parsed.verify:
         raise UserError(f"{parsed.path} is a library; --verify compares an artifact's files with their checksums")
+    elif parsed.ignore_config_field:
+        raise UserError(f"{parsed.path} is a library; --ignore-config-field is for an artifact")
     else:
         content = _library(parsed.path)
     if parsed.json:
@@ -89,11 +93,11 @@ def _with_resources(path: Path, kernels: list[dict[str, Any]]) -> list[dict[str,
     ]
 
 
-def _artifact(path: Path, verify: bool) -> dict[str, Any]:
+def _artifact(path: Path, verify: bool, ignore: list[str]) -> dict[str, Any]:
     from mlc_dsv3.weights import Artifact
     from relax_model.parameters import parameters
 
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, ignore=ignore)
     if verify:
         artifact.verify()
     model = artifact.model_config

@@ -124,7 +124,10 @@ class CompiledModel:
         """What to try where numbers overflow."""
         cache, quantization = self.metadata.cache_dtype, self.metadata.quantization
         if cache != "float32":
-            return f'the latent cache is in {cache}, try --cache-dtype float32 (cache_dtype="float32" in Python)'
+            return (
+                f'the latent cache is in {cache}, try --cache-dtype float32 (cache_dtype="float32" in Python); '
+                "for a --model-lib, give it to compile instead"
+            )
         if quantization != "q0f32":
             return f"the latent cache is in float32 and the weights in {quantization}, try --quantization q0f32"
         return "the latent cache and the weights are in float32, so check the checkpoint's weights"

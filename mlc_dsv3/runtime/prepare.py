@@ -70,13 +70,13 @@ def prepare(
     metadata = _metadata_of(model_lib, quantization, target) if model_lib is not None else None
     stored = metadata.quantization if metadata is not None else None
     if (folder / FILE_NAME).is_file():
-        artifact = Artifact.open(folder)
+        artifact = Artifact.open(folder, ignore=ignore_config_fields)
         if without_mtp:
             refuse_mtp_layers(folder, artifact.model_config)
         before_making(folder)
         stored = stored or target.stored_as(quantization or artifact.quantization)
         _refuse_unless_it_fits(room, artifact.model_config, stored, target, metadata)
-        artifact = _packed(artifact, name, stored)
+        artifact = _packed(artifact, name, stored, ignore_config_fields)
     else:
         stored = stored or target.stored_as(quantization or target.default("quantization"))
         checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields, without_mtp=without_mtp)
@@ -137,7 +137,7 @@ def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Col
     return Artifact.open(output)
 
 
-def _packed(artifact: Artifact, name: str, quantization: str) -> Artifact:
+def _packed(artifact: Artifact, name: str, quantization: str, ignore: Collection[str]) -> Artifact:
     """The artifact in the layout that `quantization` names, packed into the cache once where it has another."""
     if quantization == artifact.quantization:
         return artifact
@@ -146,7 +146,8 @@ def _packed(artifact: Artifact, name: str, quantization: str) -> Artifact:
         raise UserError(
             f"{artifact.path} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
         )
-    output = _cached_artifact(f"{artifact_identity(artifact)}\n{quantization}", name, quantization)
+    parts = (artifact_identity(artifact), quantization, *([str(sorted(ignore))] if ignore else []))
+    output = _cached_artifact("\n".join(parts), name, quantization)
     make_once(output / TENSOR_CACHE, lambda: pack_artifact(artifact, quantization, output), doing="packs this model")
     return Artifact.open(output)
 

@@ -5,6 +5,7 @@ Comes from `convert`; the runtime takes its parameters in place, without a copy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.json_files import naming
+from mlc_dsv3.json_files import naming, warn_of_absent
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.weights.chat_config import FILE_NAME, read_chat_config
 from mlc_dsv3.weights.files import Progress, md5
@@ -36,15 +37,20 @@ class Artifact:
     shards: tuple[Shard, ...]
 
     @staticmethod
-    def open(path: str | Path) -> Artifact:
+    def open(path: str | Path, *, ignore: Collection[str] = ()) -> Artifact:
         """Open the folder and check that its files are there, whole, and what its own configuration says.
 
-        Contents are not read (see `verify`). UserError names the first file, field or parameter that is wrong.
+        `ignore` names fields of `model_config` to go on without, which `chat_config` then lacks; warns of those that
+        the file does not have. Contents are not read (see `verify`). UserError names the first file, field or parameter
+        that is wrong.
         """
         path = Path(path)
         if not (path / FILE_NAME).is_file():
             raise UserError(f"{path} has no {FILE_NAME}; an artifact is a folder made by convert_weight")
         fields = read_chat_config(path / FILE_NAME)
+        warn_of_absent(ignore, fields["model_config"], path / FILE_NAME)
+        kept = {name: value for name, value in fields["model_config"].items() if name not in ignore}
+        fields = {**fields, "model_config": kept}
         with naming(path / FILE_NAME):
             model, layout = parse_config(fields["model_config"]), layout_of(fields["quantization"])
         shards = read_shards(path)

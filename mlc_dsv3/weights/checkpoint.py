@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.json_files import naming, read_json
+from mlc_dsv3.json_files import naming, read_json, warn_of_absent
 from mlc_dsv3.weights.corrections import check_index, with_stored_mtp_layers, with_stored_quantization
 from mlc_dsv3.weights.decode import DECODABLE, apply_block_scales, to_float32
 from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
@@ -51,10 +51,11 @@ class Checkpoint:
         """Open the folder `path` and check that config and files are whole; contents are not read.
 
         `ignore` as for `parse_config`; `without_mtp` leaves out the MTP layers. Warns, once, of what the configuration
-        announces and the tensors do not bear out.
+        announces and the tensors do not bear out, and of fields to ignore that it does not have.
         """
         path = Path(path)
         config = read_config(path)
+        warn_of_absent(ignore, config, path / "config.json")
         announced = _parse(path, config, ignore)
         files = {name: file for file in open_files(path) for name in file.tensors}
         own_names = family_names(files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlc_dsv3 import compiler
-from mlc_dsv3.cli.main import main
+from mlc_dsv3 import compiler, errors
+from mlc_dsv3.cli.main import VERBS, main
 from mlc_dsv3.compiler.link import link
 from mlc_dsv3.compiler.note import write_note
 from mlc_dsv3.compiler.targets import host_of
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.prepare import prepare
 
 
 @pytest.fixture
@@ -88,6 +91,73 @@ def test_ignored_fields_reach_the_configuration(checkpoint: Path, tmp_path: Path
     ignored = ["--ignore-config-field", "novelty,second_novelty", "--ignore-config-field", "third_novelty"]
     assert main(["compile", str(folder), "--quantization", "q0f32", *ignored]) == 0
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"devices"}))
+def test_every_verb_that_reads_a_configuration_takes_the_advice_to_ignore_a_field(verb: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "--ignore-config-field" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "maker"),
+    [
+        ("{folder}", (), "prepare"),
+        ("{folder}", ("--speculative", "1"), "prepare"),
+        ("--model-config={folder}/config.json", ("--random-weights",), "random_artifact"),
+    ],
+)
+def test_bench_goes_on_without_ignored_fields(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    complaint: Callable[..., str],
+    named: str,
+    options: tuple[str, ...],
+    maker: str,
+) -> None:
+    def make(*given: object, **others: object) -> None:
+        fields = given[0] if maker == "random_artifact" else {}
+        raise UserError(f"made with {'novelty' in fields} {others.get('ignore_config_fields')}")
+
+    monkeypatch.setattr(f"mlc_dsv3.bench.subject.{maker}", make)
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    named = named.format(folder=edited_config(checkpoint, tmp_path, novelty=1))
+    options = (*options, "--prefill", "16", "--decode", "4") if "--speculative" not in options else options
+    assert "--ignore-config-field novelty" in complaint("bench", named, *options)
+    expected = "made with False None" if maker == "random_artifact" else "made with False ['novelty']"
+    assert expected in complaint("bench", named, *options, "--ignore-config-field", "novelty")
+
+
+def test_a_field_to_ignore_that_is_not_there_is_told(
+    checkpoint: Path, artifact: Path, tmp_path: Path, compiled: list, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited_config(checkpoint, tmp_path, novelty=1)
+    for model in (tmp_path, tmp_path / "config.json"):
+        errors._said.clear()
+        ignored = ["--ignore-config-field", "novelty,noveltee"]
+        assert main(["compile", str(model), "--quantization", "q0f32", *ignored]) == 0
+        said = capsys.readouterr().err
+        assert f"warning: {tmp_path / 'config.json'} has no field noveltee to ignore (--ignore-config-field)" in said
+        assert said.count("\n") == 1
+    assert main(["inspect", str(artifact), "--ignore-config-field", "a,b"]) == 0
+    assert "mlc-chat-config.json has no fields a, b to ignore" in capsys.readouterr().err
+
+
+def test_an_artifacts_unknown_field_can_be_ignored(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaint: Callable[..., str], capsys
+) -> None:
+    copied = shutil.copytree(artifact, tmp_path / "copy")
+    config = json.loads((copied / "mlc-chat-config.json").read_text())
+    config["model_config"]["novelty"] = 1
+    (copied / "mlc-chat-config.json").write_text(json.dumps(config))
+    assert "--ignore-config-field novelty" in complaint("inspect", copied)
+    assert main(["inspect", str(copied), "--ignore-config-field", "novelty"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("mlc_dsv3.runtime.prepare.cached_library", lambda *_: (tmp_path / "a.so", False))
+    opened = prepare(copied, "q0f32", "cpu", None, ignore_config_fields=["novelty"])
+    assert "novelty" not in opened.artifact.chat_config["model_config"]
 
 
 @dataclass

@@ -50,6 +50,8 @@ def test_keys_beyond_float16_end_the_request_with_what_to_try(
         assert shown.out == ""
         assert "logits at position" in shown.err and "not finite" in shown.err
         assert "the latent cache is in float16, try --cache-dtype float32" in shown.err
+        # With --model-lib, --cache-dtype is refused: a library has its cache's dtype.
+        assert "for a --model-lib, give it to compile instead" in shown.err
         assert shown.err.count("\n") == 1
 
 
