@@ -18,7 +18,7 @@ from mlc_dsv3.cli.arguments import (
     add_sampling,
     sampling_params,
 )
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, warn
 
 if TYPE_CHECKING:
     from mlc_dsv3.chat.reply import Prompt
@@ -152,7 +152,10 @@ def _options(parsed: argparse.Namespace) -> ChatOptions:
 
 
 def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenizer: Tokenizer) -> None:
-    """UserError for what a conversation, or this prompt, would fail on: said before minutes of conversion."""
+    """UserError for what a conversation, or this prompt, would fail on: said before minutes of conversion.
+
+    Warns where no token ends an answer.
+    """
     if parsed.raw:
         return
     unknown = sorted((parsed.template_kwargs or {}).keys() - tokenizer.chat_template.variables)
@@ -161,6 +164,11 @@ def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenize
             f"the chat template in {tokenizer.chat_template.origin} has no variable {unknown[0]} (--template-kwargs)"
         )
     tokenizer.chat_prompt(prompt or _messages(parsed, "Hello"), **_options(parsed))
+    if not tokenizer.eos_token_ids:
+        warn(
+            f"no file in {tokenizer.folder} says which token ends an answer (eos_token_id in generation_config.json or "
+            "config.json, eos_token in tokenizer_config.json); answers end at --max-tokens or with the context window"
+        )
 
 
 def _load(parsed: argparse.Namespace, prompt: Prompt | None) -> LLM:

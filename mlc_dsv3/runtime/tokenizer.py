@@ -24,8 +24,8 @@ _THINKING = ("thinking", "enable_thinking")  # DeepSeek-V3.1's; GLM's and Youtu'
 class Tokenizer:
     """Text to token ids and back; `load` makes one from a folder.
 
-    `eos_token_ids` ends an answer (a frozenset, maybe empty), `bos_token_id` may be None, `vocab_size` is the largest
-    id + 1 (a model's own vocabulary may be padded beyond it).
+    `eos_token_ids` ends an answer (a frozenset, maybe empty, of ids in the model's vocabulary), `bos_token_id` may be
+    None, `vocab_size` is the largest id + 1 (a model's own vocabulary may be padded beyond it).
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, config: TokenizerConfig) -> None:
@@ -37,7 +37,8 @@ class Tokenizer:
         self._config = config
         bos = *self._named_ids("bos_token"), *config.token_ids["bos_token_id"]
         self.bos_token_id: int | None = next(iter(bos), None)
-        self.eos_token_ids = frozenset((*config.token_ids["eos_token_id"], *self._named_ids("eos_token")))
+        ends, known = (*config.token_ids["eos_token_id"], *self._named_ids("eos_token")), config.model_vocab_size
+        self.eos_token_ids = frozenset(token for token in ends if known is None or token < known)
 
     @staticmethod
     def load(folder: Path) -> Tokenizer:

@@ -31,6 +31,7 @@ class TokenizerConfig:
 
     special_tokens: dict[str, str]  # role → text
     token_ids: dict[str, tuple[int, ...]]  # field → what all files state, the first file's ids first
+    model_vocab_size: int | None  # the model's, where a file states it
     add_bos_token: bool
     added_tokens: dict[int, AddedToken]
     chat_template: Any  # as it stands; `ChatTemplate.load` checks it
@@ -49,8 +50,14 @@ class TokenizerConfig:
                 for token, entry in added.values.items()
             }
             add_bos_token = fields.flag("add_bos_token", False)
+        vocab_size = _model_vocab_size(folder)
         return TokenizerConfig(
-            special_tokens, _token_ids(folder), add_bos_token, added_tokens, fields.values.get("chat_template")
+            special_tokens,
+            _token_ids(folder, vocab_size),
+            vocab_size,
+            add_bos_token,
+            added_tokens,
+            fields.values.get("chat_template"),
         )
 
 
@@ -69,13 +76,22 @@ def _special_tokens(path: Path) -> dict[str, str]:
     return tokens
 
 
-def _token_ids(folder: Path) -> dict[str, tuple[int, ...]]:
+def _model_vocab_size(folder: Path) -> int | None:
+    for name in ("config.json", "mlc-chat-config.json"):
+        with naming(folder / name):
+            stated = _read_if_there(folder / name).integer("vocab_size", None, least=1)
+        if stated is not None:
+            return stated
+    return None
+
+
+def _token_ids(folder: Path, vocab_size: int | None) -> dict[str, tuple[int, ...]]:
     ids: dict[str, tuple[int, ...]] = dict.fromkeys(TOKEN_ID_FIELDS, ())
     for name in _WITH_TOKEN_IDS:
         fields = _read_if_there(folder / name)
         with naming(folder / name):
             for field in TOKEN_ID_FIELDS:
-                ids[field] += read_token_ids(fields, field)
+                ids[field] += read_token_ids(fields, field, vocab_size)
     return ids
 
 

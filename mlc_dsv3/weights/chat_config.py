@@ -42,7 +42,7 @@ def gen_config(
     """
     layout_of(quantization)
     model = checkpoint.model_config
-    generation = GenerationConfig.read(checkpoint.path)
+    generation = GenerationConfig.read(checkpoint.path, model.vocab_size)
     window = _window(model, context_window_size)
     tokenizer_files = present(checkpoint.path, TOKENIZER_FILES)
     return {
@@ -75,16 +75,17 @@ def read_chat_config(path: Path) -> dict[str, Any]:
     values = read_json(path)
     fields = Fields(values).without_nulls()
     with naming(path):
-        fields.object("model_config")
+        vocab_size = fields.object("model_config").integer("vocab_size", None, least=1)
         layout_of(fields.text("quantization"))
-        fields.integer("context_window_size", -1, least=-1, most=MOST_TOKENS)
-        read_sampling(fields)
+        window = fields.integer("context_window_size", -1, least=-1, most=MOST_TOKENS)
+        sampling = read_sampling(fields)
         for name in TOKEN_ID_FIELDS:
-            read_token_ids(fields, name)
+            read_token_ids(fields, name, vocab_size)
         files = fields.array("tokenizer_files", [])
         if not all(isinstance(name, str) for name in files):
             raise UserError(f"tokenizer_files is {shown(files)}; it must be a list of file names")
-    return values
+    checked = {"context_window_size": window, **sampling}
+    return {name: checked[name] if name in checked and name in fields else value for name, value in values.items()}
 
 
 def artifact_model_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +103,8 @@ def _window(model: ModelConfig, wanted: int | None) -> int:
 def _token_ids(checkpoint: Checkpoint, generation: GenerationConfig) -> dict[str, int | list[int] | None]:
     """The ids that the checkpoint's two files state. All that either of them says ends an answer does."""
     with naming(checkpoint.path / "config.json"):
-        config = {name: read_token_ids(Fields(checkpoint.config), name) for name in TOKEN_ID_FIELDS}
+        fields, vocab_size = Fields(checkpoint.config), checkpoint.model_config.vocab_size
+        config = {name: read_token_ids(fields, name, vocab_size) for name in TOKEN_ID_FIELDS}
     stated = {name: generation.token_ids[name] or config[name] for name in TOKEN_ID_FIELDS}
     stated["eos_token_id"] = tuple(dict.fromkeys(generation.token_ids["eos_token_id"] + config["eos_token_id"]))
     return {name: list(ids) if len(ids) > 1 else next(iter(ids), None) for name, ids in stated.items()}

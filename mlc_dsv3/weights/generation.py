@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlc_dsv3.errors import warn_once
+from mlc_dsv3.errors import UserError, warn_once
 from mlc_dsv3.json_files import naming, read_json
 from mlc_dsv3.limits import MOST_TOKEN_ID, SAMPLING_LIMITS
 from mlc_dsv3.weights.files import GENERATION_CONFIG
@@ -46,8 +46,10 @@ class GenerationConfig:
     token_ids: dict[str, tuple[int, ...]]
 
     @staticmethod
-    def read(folder: Path) -> GenerationConfig:
-        """From a checkpoint's folder; empty where it has no such file. UserError names the field that is wrong.
+    def read(folder: Path, vocab_size: int) -> GenerationConfig:
+        """From the folder of a checkpoint whose model has `vocab_size` tokens; empty where it has no such file.
+
+        UserError names the field that is wrong.
 
         Warns, once, of settings that would change the text and are not applied.
         """
@@ -57,7 +59,7 @@ class GenerationConfig:
             sampling = read_sampling(fields)
             if fields.flag("do_sample", None) is False:
                 sampling["temperature"] = 0.0  # greedy, whatever the temperature
-            token_ids = {name: read_token_ids(fields, name) for name in TOKEN_ID_FIELDS}
+            token_ids = {name: read_token_ids(fields, name, vocab_size) for name in TOKEN_ID_FIELDS}
         left_out = [
             f"{name} ({shown(fields.values[name])})"
             for name, neutral in _NOT_APPLIED.items()
@@ -72,12 +74,19 @@ def read_sampling(fields: Fields) -> dict[str, float]:
     """The sampling settings that `fields` state; UserError for one out of its limits."""
     stated = {name: fields.values[name] for name in SAMPLING_LIMITS if fields.values.get(name) is not None}
     for name, value in stated.items():
-        SAMPLING_LIMITS[name].check(name, value)
+        limits = SAMPLING_LIMITS[name]
+        if limits.whole and isinstance(value, float) and value.is_integer():
+            stated[name] = int(value)
+        limits.check(name, stated[name])
     return stated
 
 
-def read_token_ids(fields: Fields, name: str) -> tuple[int, ...]:
-    """The ids of a field that is a token id, a list of them, or null; -1 stands for none."""
+def read_token_ids(fields: Fields, name: str, vocab_size: int | None = None) -> tuple[int, ...]:
+    """The ids of a field that is a token id, a list of them, or null; -1 stands for none.
+
+    UserError for one beyond the model's vocabulary, where `vocab_size` tells of it; a padding token is never used, and
+    may be beyond it.
+    """
     value = fields.values.get(name)
     if value is None:
         return ()
@@ -85,4 +94,6 @@ def read_token_ids(fields: Fields, name: str) -> tuple[int, ...]:
         ids = fields.integers(name, least=-1, most=MOST_TOKEN_ID)
     else:
         ids = (fields.integer(name, least=-1, most=MOST_TOKEN_ID),)
+    if vocab_size is not None and name != "pad_token_id" and max(ids, default=-1) >= vocab_size:
+        raise UserError(f"{fields.where}{name} has {max(ids)}; the model's vocabulary has {vocab_size} tokens")
     return tuple(token for token in ids if token >= 0)

@@ -115,3 +115,17 @@ def test_files_that_are_no_objects(folder: Path, text: bytes) -> None:
     for path in folder.iterdir():
         with hostile.replaced(path, text):
             hostile.check(use, folder)
+
+
+def test_end_tokens_are_in_the_models_vocabulary(folder: Path) -> None:
+    fields = {"vocab_size": 768, "eos_token_id": 700_000}
+    with hostile.replaced(folder / "config.json", json.dumps(fields).encode()):
+        said = hostile.check(use, folder)
+    assert said == f"{folder}/config.json: eos_token_id has 700000; the model's vocabulary has 768 tokens"
+    # The tokenizer's own <|eos|> has an id that such a model cannot say.
+    with (
+        hostile.replaced(folder / "config.json", b'{"vocab_size": 1}'),
+        hostile.replaced(folder / "generation_config.json", b"{}"),
+        hostile.replaced(folder / "mlc-chat-config.json", b"{}"),
+    ):
+        assert Tokenizer.load(folder).eos_token_ids == frozenset()

@@ -23,6 +23,7 @@ class FakeLLM:
     template_error: UserError | None = None
     answer = "An answer."
     context_window = 100
+    eos_token_ids = frozenset({1})
 
     def __init__(self, model: object, *, check_tokenizer: Callable, **options: object) -> None:
         from mlc_dsv3.runtime.sampling import SamplingParams
@@ -41,7 +42,13 @@ class FakeLLM:
                 raise self.template_error
 
         template = SimpleNamespace(variables={"messages", "thinking"}, origin="folder/chat_template.jinja")
-        return SimpleNamespace(chat_template=template, chat_prompt=chat_prompt, thinking_variables=("thinking",))
+        return SimpleNamespace(
+            chat_template=template,
+            chat_prompt=chat_prompt,
+            thinking_variables=("thinking",),
+            eos_token_ids=self.eos_token_ids,
+            folder=Path("folder"),
+        )
 
     def answer_opening(self, prompt: object, **options: object) -> str:
         return ""
@@ -264,3 +271,17 @@ def with_template(checkpoint: Path, folder: Path, template: str | None) -> Path:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     return folder
+
+
+def test_a_chat_without_an_end_token_is_warned_of(
+    llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "folder", "--prompt", "Hello"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr(llm, "eos_token_ids", frozenset())
+    assert main(["chat", "folder", "--prompt", "Hello", "--raw"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main(["chat", "folder", "--prompt", "Hello"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("mlc_dsv3: warning: no file in folder says which token ends an answer (eos_token_id in")
+    assert said.count("\n") == 1

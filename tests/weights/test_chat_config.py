@@ -8,6 +8,7 @@ from tiny_checkpoints import DEEPSEEK_V3, write_checkpoint
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime import prepare
 from mlc_dsv3.weights import Checkpoint, chat_config, gen_config
+from mlc_dsv3.weights.chat_config import read_chat_config
 from relax_model.config import parse_config
 from relax_model.errors import ConfigError
 
@@ -67,6 +68,37 @@ def test_settings_that_are_not_applied_are_said(folder, capsys):
 def test_a_wrong_setting_is_refused_by_file_and_name(folder, field):
     write_generation(folder, **{field: {"a": 1}})
     with pytest.raises(UserError, match=rf"generation_config.json: {field} is "):
+        gen_config(Checkpoint.open(folder), "q4f16_1")
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused_by_its_file(folder):
+    beyond = "eos_token_id has 160; the model's vocabulary has 160 tokens"
+    write_generation(folder, eos_token_id=[1, 160])
+    with pytest.raises(UserError, match=f"generation_config.json: {beyond}"):
+        gen_config(Checkpoint.open(folder), "q4f16_1")
+    write_generation(folder, eos_token_id=159, pad_token_id=160)
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    artifact = folder / "mlc-chat-config.json"
+    artifact.write_text(json.dumps(fields))
+    assert read_chat_config(artifact)["eos_token_id"] == [159, 1]
+    artifact.write_text(json.dumps({**fields, "eos_token_id": 160}))
+    with pytest.raises(UserError, match=f"mlc-chat-config.json: {beyond}"):
+        read_chat_config(artifact)
+    (folder / "config.json").write_text(json.dumps({**DEEPSEEK_V3, "eos_token_id": 160}))
+    with pytest.raises(UserError, match=f"/config.json: {beyond}"):
+        gen_config(Checkpoint.open(folder), "q4f16_1")
+
+
+def test_whole_numbers_may_be_written_as_floats(folder):
+    write_generation(folder, top_k=50.0, eos_token_id=7.0)
+    fields = gen_config(Checkpoint.open(folder), "q4f16_1")
+    assert fields["top_k"] == 50 and type(fields["top_k"]) is int
+    artifact = folder / "mlc-chat-config.json"
+    artifact.write_text(json.dumps({**fields, "top_k": 50.0, "context_window_size": 100.0}))
+    read = read_chat_config(artifact)
+    assert [type(read[name]) for name in ("top_k", "context_window_size")] == [int, int]
+    write_generation(folder, top_k=50.5)
+    with pytest.raises(UserError, match="generation_config.json: top_k is 50.5; it must be a whole number"):
         gen_config(Checkpoint.open(folder), "q4f16_1")
 
 
