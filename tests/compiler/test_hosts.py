@@ -107,6 +107,7 @@ def test_the_matrix_has_every_level_on_every_host_that_has_it() -> None:
         entries("metal", "x86_64-linux")
 
 
+@pytest.mark.full
 def test_compile_all_writes_a_manifest_of_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints.write("youtu", tmp_path / "model")
     arguments = ["compile", str(tmp_path / "model"), "--quantization", "q4f16_1", "--all", "-o", str(tmp_path / "out")]

@@ -29,22 +29,26 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_model(config, "q4f16_1", "cuda", folder / "model.so", architectures=["sm_80", "sm_90a"])
 
 
+@pytest.mark.full
 def test_inspect_says_what_it_is_for_on_a_machine_without_a_gpu(library: Path, capsys) -> None:
     main(["inspect", str(library), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (found["device"], found["level"], found["architectures"]) == ("cuda", "sm_80", ["sm_80", "sm_90a"])
 
 
+@pytest.mark.full
 def test_it_holds_no_source_to_be_compiled_later(library: Path) -> None:
     assert b"__global__" not in library.read_bytes()
 
 
+@pytest.mark.full
 @pytest.mark.skipif(driver.missing() is None, reason="there is a GPU")
 def test_it_runs_on_no_machine_without_a_driver(library: Path) -> None:
     with pytest.raises(UserError, match="there is no NVIDIA (driver|GPU) here"):
         Library(library)
 
 
+@pytest.mark.full
 def test_a_gpu_without_matching_code_is_refused_by_name(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turing = {"name": "NVIDIA T4", "capability": 75, "memory": 16 << 30}
     monkeypatch.setattr(driver, "first_device", lambda: turing)

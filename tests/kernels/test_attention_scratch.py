@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from marks import quick_first
 from tvm import tirx
 
 from mlc_dsv3.compiler import resolve_target
@@ -61,7 +62,7 @@ def kernel(operator: str, config: ModelConfig, device: str, level: str | None, *
     return registry.build(operator, options.family, options.layout, shape, *more, tile=options.tile)
 
 
-@pytest.mark.parametrize(("device", "level"), TARGETS)
+@pytest.mark.parametrize(("device", "level"), quick_first(TARGETS))
 @pytest.mark.parametrize("tokens", [160, 163_840])
 def test_of_few_rows_in_the_absorbed_form(config: ModelConfig, device: str, level: str | None, tokens: int) -> None:
     family, tile = ("cpu" if device == "cpu" else "gpu"), dict(resolve_target(device, level).tuned)
@@ -70,7 +71,7 @@ def test_of_few_rows_in_the_absorbed_form(config: ModelConfig, device: str, leve
     assert most <= absorbed_scratch(config, family, tile, tokens) <= 1.05 * most
 
 
-@pytest.mark.parametrize(("device", "level"), TARGETS)
+@pytest.mark.parametrize(("device", "level"), quick_first(TARGETS))
 @pytest.mark.parametrize("tokens", [160, 163_840])
 def test_of_the_expanded_form(config: ModelConfig, device: str, level: str | None, tokens: int) -> None:
     family, tile = ("cpu" if device == "cpu" else "gpu"), dict(resolve_target(device, level).tuned)

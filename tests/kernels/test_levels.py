@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from kernel_harness import TILE, quantized, run, stored
 from levels import LEVELS, lacking, level_tile, offsets_for, run_level
+from marks import quick_first
 
 from mlc_dsv3.compiler.targets import resolve_target
 from relax_model.kernels.cpu_tiles import CpuTile
@@ -58,7 +59,7 @@ def differing(level: str, tile: CpuTile, quantization: str) -> list[str]:
     return different
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize("level", TILES)
 def test_a_levels_tile_gives_the_same_bits_without_its_instruction(level: str, quantization: str) -> None:
     here = resolve_target("cpu").level

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernel_harness import activations, error, meaning, quantized, run, stored
+from marks import quick_first
 
 from mlc_dsv3.weights.decode import E4M3
 from relax_model.config import RouterConfig
@@ -143,7 +144,7 @@ def route(random: np.random.Generator, rows: int, experts: int, top_k: int) -> l
     return [found[1], *found[3:]]
 
 
-@pytest.mark.parametrize("quantization", PACKED)
+@pytest.mark.parametrize("quantization", quick_first(PACKED))
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize(("experts", "width", "hidden", "top_k"), [(9, 40, 70, 3), (5, 96, 64, 2)])
 def test_each_pair_meets_its_own_packed_expert(
