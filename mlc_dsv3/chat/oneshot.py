@@ -10,6 +10,7 @@ from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.reply import ChatModel, Prompt, stream_reply
 from mlc_dsv3.encodings import takes_everything
+from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError, UserError
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 
@@ -47,20 +48,44 @@ def answer_lines(
 ) -> None:
     """One conversation: each line of `lines` is a message, each reply a line of JSON with `about` in it.
 
-    `raw` and `drops` as for the session; a reply then tells of `dropped_turns`.
+    `raw` and `drops` as for the session; a reply then tells of `dropped_turns`. A message that is refused has an
+    `error` instead of a reply and is not remembered; UserError, after the last line, where there was one.
     """
     conversation = Conversation(system)
+
+    def answer(text: str) -> dict[str, Any]:
+        if raw:
+            return stream_reply(model, text, params, _nowhere, options=options).as_json()
+        question: Message = {"role": "user", "content": text}
+        reply, dropped = conversation.ask(model, question, params, _nowhere, options=options or {}, drops=drops)
+        conversation.add(question, reply.text)
+        return {**reply.as_json(), **({"dropped_turns": dropped} if drops else {})}
+
+    messages = unanswered = 0
     for line in lines:
         text = line.rstrip("\r\n")
         if not text:
             continue
-        if raw:
-            _write_json(out, {**stream_reply(model, text, params, _nowhere, options=options).as_json(), **about})
-            continue
-        question: Message = {"role": "user", "content": text}
-        reply, dropped = conversation.ask(model, question, params, _nowhere, options=options or {}, drops=drops)
-        conversation.add(question, reply.text)
-        _write_json(out, {**reply.as_json(), **({"dropped_turns": dropped} if drops else {}), **about})
+        messages += 1
+        try:
+            found = answer(text)
+        except USER_ERRORS as error:
+            unanswered += 1
+            found = {"error": " ".join(str(error).split())}
+            if (
+                len(conversation)
+                and isinstance(error, ContextWindowError)
+                and not isinstance(error, MessageTooLongError)
+            ):
+                found["error"] += "; --on-overflow drop forgets the oldest turns to make room"
+        _write_json(out, {**found, **about})
+    refuse_unanswered(unanswered, messages)
+
+
+def refuse_unanswered(count: int, messages: int) -> None:
+    """UserError where `count` of a pipe's messages had an error for an answer."""
+    if count:
+        raise UserError(f"{count} of {messages} messages {'was' if count == 1 else 'were'} not answered")
 
 
 def _nowhere(text: str) -> None:

@@ -68,6 +68,7 @@ class Session:
         self._options: ChatOptions = options or {}
         self._thinking = tuple(thinking)
         self._drops = drops
+        self.messages = self.unanswered = 0  # since the start, commands left out
         self._refused: Message | None = None  # the last question, where it did not fit in the context window
         self._out = AnswerStream(out or sys.stdout)
         self._notes = notes or sys.stderr
@@ -98,15 +99,19 @@ class Session:
     def _answer(self, text: str) -> None:
         question = {"role": "user", "content": text}
         self._refused = None
+        self.messages += 1
         try:
             reply, dropped = self._reply(question)
         except ContextWindowError as error:
+            self.unanswered += 1
             self._note_error(error)
             if len(self._conversation) and not isinstance(error, MessageTooLongError):
                 self._refused = question
                 self._note("/drop forgets the oldest turns to make room, /reset all of them; then ask again")
+                self._note("(--on-overflow drop forgets them by itself)")
             return
         except USER_ERRORS as error:
+            self.unanswered += 1
             # The question is dropped: with it in the conversation every later prompt would fail too.
             self._note_error(error)
             return

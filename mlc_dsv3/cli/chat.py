@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-lib", type=Path, metavar="LIB", help="use this compiled library as it is")
     parser.add_argument("--prompt", metavar="TEXT", help="print one answer and leave (-: the prompt is standard input)")
     parser.add_argument(
-        "--json", action="store_true", help="answer in JSON: one object for --prompt, else one a line of input"
+        "--json",
+        action="store_true",
+        help="answer in JSON: one object for --prompt, else one a line of input, with error where it is refused",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="send text as it is, without a chat template (base models)")
@@ -103,6 +105,7 @@ def run(parsed: argparse.Namespace) -> None:
             drops=parsed.on_overflow == "drop",
         )
     else:
+        from mlc_dsv3.chat.oneshot import refuse_unanswered
         from mlc_dsv3.chat.session import Session
         from mlc_dsv3.chat.terminal import message_reader
         from mlc_dsv3.experts.load import recent_load
@@ -119,6 +122,8 @@ def run(parsed: argparse.Namespace) -> None:
             expert_load=partial(recent_load, model),
         )
         session.run(*_header(parsed, about))
+        if not sys.stdin.isatty():
+            refuse_unanswered(session.unanswered, session.messages)
 
 
 def _prompt(parsed: argparse.Namespace) -> Prompt | None:

@@ -19,7 +19,7 @@ from mlc_dsv3.chat.oneshot import answer_lines, answer_once
 from mlc_dsv3.chat.reply import Usage, stream_reply
 from mlc_dsv3.chat.session import COMMANDS, HELP, Session
 from mlc_dsv3.chat.terminal import history_path, line_reader
-from mlc_dsv3.errors import ContextWindowError, UserError
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.experts.load import ExpertLoad
 
 
@@ -262,8 +262,25 @@ def test_json_lines_drop_turns_on_request_and_say_so() -> None:
     options = {"system": "Be brief.", "raw": False, "about": {}}
     answer_lines(small(50), io.StringIO("one\ntwo\nthree\n"), None, out, drops=True, **options)
     assert [json.loads(line)["dropped_turns"] for line in out.getvalue().splitlines()] == [0, 0, 2]
-    with pytest.raises(ContextWindowError):
-        answer_lines(small(50), io.StringIO("one\ntwo\nthree\n"), None, io.StringIO(), **options)
+    out = io.StringIO()
+    with pytest.raises(UserError, match="^1 of 3 messages was not answered$"):
+        answer_lines(small(50), io.StringIO("one\ntwo\nthree\n"), None, out, **options)
+    error = json.loads(out.getvalue().splitlines()[-1])["error"]
+    assert error == "the prompt has 60 tokens; --on-overflow drop forgets the oldest turns to make room"
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_json_lines_go_on_after_a_message_that_is_refused(raw: bool) -> None:
+    model, out = ScriptedModel(), io.StringIO()
+    with pytest.raises(UserError, match="^1 of 3 messages was not answered$"):
+        lines = io.StringIO("one\nfail\nthree\n")
+        answer_lines(model, lines, None, out, system=None, raw=raw, about={"device": "cpu"})
+    replies = [json.loads(line) for line in out.getvalue().splitlines()]
+    said = "the prompt has 9 tokens; the context window of 8 has no room"
+    assert replies[1] == {"error": said, "device": "cpu"}
+    assert [replies[0]["text"], replies[2]["text"]] == ["You said: one", "You said: three"]
+    if not raw:
+        assert contents(model.prompts[-1]) == ["one", "You said: one", "three"]
 
 
 def test_thinking_is_switched_where_the_template_knows_it() -> None:

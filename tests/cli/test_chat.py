@@ -133,6 +133,25 @@ def test_chat_answers_lines_in_json_lines(
     assert len(llm.made["prompt"]) == 3
 
 
+@pytest.mark.parametrize("options", [[], ["--json"], ["--raw"]])
+def test_chat_goes_on_after_a_refused_line_of_a_pipe_and_ends_with_an_error(
+    llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    def stream(self: FakeLLM, prompt: object, params: object, **_: object):
+        if "second" in str(prompt if isinstance(prompt, str) else prompt[-1]):
+            raise UserError("it is too long")
+        return stream_all(self, prompt, params)
+
+    stream_all = llm.stream
+    monkeypatch.setattr(llm, "stream", stream)
+    stdin(monkeypatch, "first\nsecond\nthird\n")
+    assert main(["chat", *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("An answer.") == 2
+    assert "it is too long" in (shown.out if options == ["--json"] else shown.err)
+    assert shown.err.splitlines()[-1] == "mlc_dsv3: error: 1 of 3 messages was not answered"
+
+
 def test_chat_holds_a_session_and_introduces_the_demo(
     llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
