@@ -15,10 +15,13 @@ from marks import quick_first
 # Largest error allowed, in standard deviations of the golden logits.
 TOLERANCE = 1e-3
 
+# The first checkpoint of each model type, and the others behind them.
+FAMILIES = {checkpoint.config["model_type"]: name for name, checkpoint in reversed(CHECKPOINTS.items())}.values()
+NAMES = [*FAMILIES, *(name for name in CHECKPOINTS if name not in FAMILIES)]
 WITH_LONG = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.long]
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=quick_first(NAMES, len(FAMILIES), of_fixture=True))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

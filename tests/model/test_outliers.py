@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import checkpoints
+from marks import quick_first
 from outliers import RECIPES, mean_divergence, read, write_outliers
 
 from mlc_dsv3 import LLM
@@ -44,19 +45,19 @@ def plain(demo: Callable[..., list[np.ndarray]]) -> list[np.ndarray]:
     return demo("keys", 1, balance=True)
 
 
-@pytest.mark.parametrize("factor", [256, 4096])
+@pytest.mark.parametrize("factor", quick_first([4096, 256]))
 def test_integer_attention_keeps_latents_beside_rotary_keys_of_any_size(demo, plain, factor: int) -> None:
     assert mean_divergence(plain, demo("keys", factor, balance=False)) < 0.005
 
 
-@pytest.mark.parametrize("recipe", ["rotary_pair", "latent_channel", "normed_channel"])
+@pytest.mark.parametrize("recipe", quick_first(["rotary_pair", "latent_channel", "normed_channel"]))
 def test_outliers_of_channels_are_balanced_away(demo, plain, recipe: str) -> None:
     assert mean_divergence(plain, demo(recipe, 256, balance=False)) > 0.1
     assert mean_divergence(plain, demo(recipe, 256, balance=True)) < 0.005
 
 
 # Rotary pairs that are neighbours; those that lie in halves, of queries without q_a_proj.
-@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_half_rope"])
+@pytest.mark.parametrize("name", quick_first(["deepseek_v3", "deepseek_v3_half_rope"]))
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_balanced_outliers_leave_float32_logits_their_bits(
     name: str, recipe: str, compiled: Callable, tmp_path: Path

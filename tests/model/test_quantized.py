@@ -61,7 +61,7 @@ def test_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
         assert difference.max() <= 5 * TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "scheme", "cache_dtype"), quick_first(PACKED_CASES, 4))
+@pytest.mark.parametrize(("name", "scheme", "cache_dtype"), quick_first(PACKED_CASES, 2))
 def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callable[..., Driver]) -> None:
     chosen, prompt = driver(name, scheme, cache_dtype), checkpoints.prompt(name)
     expected = reference(name, scheme, cache_dtype, eight_bits=True).forward(prompt).logits
