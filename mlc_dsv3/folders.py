@@ -34,7 +34,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file, with the folders above it, whole or not at all: nothing else stays behind. OSError where it cannot
     be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         partial = Path(folder) / path.name
         partial.write_bytes(data)
         os.replace(partial, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.output_paths import output_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ def check_path(path: Path) -> None:
         raise UserError(f"--plot is {path}; it takes a file that ends in {', '.join(FORMATS)}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--plot is {path}, and there is no folder {path.parent}")
+    output_file(path)
 
 
 def peak_gflops(threads: int) -> float:

@@ -14,6 +14,7 @@ from mlc_dsv3.cli.arguments import (
     add_quantization,
 )
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.output_paths import output_file, output_folder
 
 if TYPE_CHECKING:
     from mlc_dsv3.cli.arguments import ModelSource
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one; metal's is arm64-macos)",
     )
     parser.add_argument(
-        "--debug-dump", type=Path, metavar="FOLDER", help="write the IR after each phase, and the kernels' source"
+        "--debug-dump",
+        type=output_folder,
+        metavar="FOLDER",
+        help="write the IR after each phase, and the kernels' source",
     )
     add_context_window(parser, help="longest context in tokens (the model's own)")
     add_cache_dtype(parser)
@@ -68,6 +72,8 @@ def run(parsed: argparse.Namespace) -> None:
     """Compile and print the library's path."""
     from mlc_dsv3.cli.arguments import read_model, required_quantization
 
+    if parsed.output:
+        (output_folder if parsed.all else output_file)(parsed.output)
     source = read_model(parsed.model, parsed.ignore_config_field, without_mtp=parsed.no_mtp)
     quantization = required_quantization(parsed.quantization or source.quantization)
     architectures = parsed.arch.split(",") if parsed.arch else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mlc_dsv3.cli.arguments import add_ignore_config_field, add_no_mtp, add_quantization
+from mlc_dsv3.output_paths import artifact_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="store in the layout that this device reads fastest (mlc-llm's own)"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-MLC")
+    parser.add_argument(
+        "-o", "--output", type=artifact_folder, metavar="DIR", help="default: ./<name>-<quantization>-MLC"
+    )
     add_no_mtp(parser)
     add_ignore_config_field(parser)
 
@@ -29,7 +31,7 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.weights import Checkpoint, artifact_name, convert
 
     quantization = required_quantization(parsed.quantization, parsed.device)
+    output = parsed.output or artifact_folder(artifact_name(model_name(parsed.checkpoint), quantization))
     folder = model_folder(parsed.checkpoint)
     checkpoint = Checkpoint.open(folder, ignore=parsed.ignore_config_field, without_mtp=parsed.no_mtp)
-    output = parsed.output or Path(artifact_name(model_name(parsed.checkpoint), quantization))
     print(convert(checkpoint, quantization, output))

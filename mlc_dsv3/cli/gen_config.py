@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mlc_dsv3.cli.arguments import add_ignore_config_field, add_no_mtp, add_quantization
+from mlc_dsv3.output_paths import artifact_folder, output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="folder with config.json and *.safetensors, or org/name"
     )
     add_quantization(parser, default="required")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="the artifact's folder")
+    parser.add_argument(
+        "-o", "--output", type=artifact_folder, metavar="DIR", required=True, help="the artifact's folder"
+    )
     parser.add_argument("--context-window-size", type=int, metavar="N", help="tokens (default: the model's own)")
     parser.add_argument("--prefill-chunk-size", type=int, metavar="N", help="tokens of a prompt read at once")
     parser.add_argument("--conv-template", metavar="NAME", help="recorded in the file (default: the checkpoint's own)")
@@ -33,6 +35,7 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.weights.files import copy_files
 
     quantization = required_quantization(parsed.quantization)
+    path = output_file(parsed.output / "mlc-chat-config.json")
     checkpoint = Checkpoint.open(
         model_folder(parsed.checkpoint), ignore=parsed.ignore_config_field, without_mtp=parsed.no_mtp
     )
@@ -45,6 +48,5 @@ def run(parsed: argparse.Namespace) -> None:
     )
     parsed.output.mkdir(parents=True, exist_ok=True)
     copy_files(checkpoint.path, fields["tokenizer_files"], parsed.output)
-    path = parsed.output / "mlc-chat-config.json"
     write_whole(path, (json.dumps(fields, ensure_ascii=False, indent=2) + "\n").encode())
     print(path)

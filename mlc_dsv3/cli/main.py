@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,7 @@ VERBS = {
 _ENVIRONMENT_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EMFILE),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.EBUSY, errno.ELOOP),
 }
 
 
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()  # the reader has left
         return 141
     except OSError as error:
+        if error.errno == errno.ENOENT and _current_folder_is_gone():
+            return _complain("the current folder has been removed; change to another")
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
         try:
@@ -74,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             discard_output()  # the output is what failed
         return _complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+
+
+def _current_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _complain(text: str) -> int:

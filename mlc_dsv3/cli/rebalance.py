@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_no_mtp, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.output_paths import artifact_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="FILE", required=True, help="what to learn from (-: standard input)")
     add_quantization(parser, default="the artifact's own, or 4 bits")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="default: ./<name>-<quantization>-rebalanced-MLC"
+        "-o",
+        "--output",
+        type=artifact_folder,
+        metavar="DIR",
+        help="default: ./<name>-<quantization>-rebalanced-MLC",
     )
     parser.add_argument("--passes", type=int, default=4, metavar="N", help="times to read the text (4)")
     parser.add_argument(
@@ -58,7 +62,7 @@ def run(parsed: argparse.Namespace) -> None:
         before_making=lambda folder: tokens.extend(Tokenizer.load(folder).encode(text)),
     )
     name = "demo" if parsed.model is None else model_name(parsed.model)
-    output = parsed.output or Path(f"{name}-{prepared.artifact.quantization}-rebalanced-MLC")
+    output = parsed.output or artifact_folder(f"{name}-{prepared.artifact.quantization}-rebalanced-MLC")
     found = rebalance(
         prepared.artifact,
         prepared.library,

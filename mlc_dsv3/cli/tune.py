@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mlc_dsv3.cli.arguments import add_context_window, add_ignore_config_field, add_no_mtp, add_quantization
 from mlc_dsv3.cli.output import print_json, print_table
 from mlc_dsv3.errors import UserError, warn
+from mlc_dsv3.output_paths import output_file
 
 if TYPE_CHECKING:
     from mlc_dsv3.compiler.tuning_record import TunedKernel, TuningRecord
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="the record; what it has for other kernels is kept (the one in your data folder, which `compile` reads)",
     )
@@ -63,9 +64,7 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.compiler.tuning_record import write_record
     from mlc_dsv3.tune.run import tune
 
-    output = parsed.output or user_record(target)
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; -o takes the record's file")
+    output = parsed.output or output_file(user_record(target))
     record = tune(
         source.config, quantization, target.device, parsed.threads, parsed.seconds, context_window=parsed.context_window
     )

@@ -22,6 +22,7 @@ from mlc_dsv3.compiler.tuned import find_tuned
 from mlc_dsv3.cuda.nvcc import number
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import import_tvm, temporary_folder
+from mlc_dsv3.output_paths import folder_made, output_file
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 from relax_model.layout import layout_of
@@ -52,22 +53,29 @@ def compile_model(
     this quantization); `architectures` are CUDA's; `host` is the kind of machine that the library is for (default: this
     one, or the target's own). A folder `dump` gets the IR after each phase and the kernels' source. Raises UserError
     for an unknown device, level, quantization, dtype, architecture or host, a context over the model's, a kernel that
-    takes more than the target has, a machine that cannot link, or a disk that is full.
+    takes more than the target has, a path that cannot be written, a machine that cannot link, or a disk that is full.
     """
     target = resolve_target(device, level, cache_dtype, architectures, host)
     window = config.max_position_embeddings if context_window is None else context_window
     if not 1 <= window <= config.max_position_embeddings:
         raise UserError(f"context window {window} is outside the model's 1 to {config.max_position_embeddings} tokens")
     layout_of(quantization)
+    output = output_file(output)
     find_linker(target.host)
     check_backend(target)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    refuse_full(output.parent)
-    if target.family != "cpu":
-        refuse_full(temporary_folder())  # where the compilers of kernels write
     import_tvm()
-    dumped = Dump(dump)
+    with folder_made(output.parent):
+        refuse_full(output.parent)
+        if target.family != "cpu":
+            refuse_full(temporary_folder())  # where the compilers of kernels write
+        _compile(config, quantization, target, output, window, Dump(dump))
+    return output
+
+
+def _compile(
+    config: ModelConfig, quantization: str, target: CompileTarget, output: Path, window: int, dumped: Dump
+) -> None:
+    """`compile_model` after its checks."""
     with progress(f"Compiling for {target.level}", total=4) as advance:
         from tvm import relax
 
@@ -94,7 +102,7 @@ def compile_model(
             "operators": sorted(used),
             "kernels": [asdict(kernel) for kernel in kernels],
         }
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".compile-") as folder:
             note = write_note(content, Path(folder) / "note.c")
 
             def link_all(library: str, objects: list[str], *_: object, **__: object) -> None:
@@ -104,7 +112,6 @@ def compile_model(
             executable.export_library(str(partial), fcompile=link_all, workspace_dir=folder)
             os.replace(partial, output)
         advance(1)
-    return output
 
 
 def build_options(

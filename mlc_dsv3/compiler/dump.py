@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlc_dsv3.output_paths import output_folder
+
 if TYPE_CHECKING:
     import tvm
 
@@ -12,10 +14,10 @@ _SUFFIXES = {"cuda": "cu", "metal": "metal", "vulkan": "glsl"}
 
 
 class Dump:
-    """Files in a folder; without one, nothing."""
+    """Files in a folder; without one, nothing. UserError where the folder cannot be made."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder = folder and output_folder(folder)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 

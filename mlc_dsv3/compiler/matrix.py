@@ -23,6 +23,7 @@ from mlc_dsv3.compiler.targets import (
 )
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import write_whole
+from mlc_dsv3.output_paths import folder_made, output_file, output_folder
 from mlc_dsv3.progress import progress
 from relax_model.config import ModelConfig
 
@@ -82,19 +83,20 @@ def compile_matrix(
 ) -> Path:
     """Compile `config` for `wanted`, each library in the layout that its device reads fastest, and return the manifest.
 
-    UserError, before anything is compiled, where one of them cannot be compiled or linked on this machine.
+    UserError, before anything is compiled, where one of them cannot be compiled, linked or written on this machine.
     """
+    output_folder(folder)
     for entry in wanted:
-        stored_as(entry.device, quantization)
+        output_file(folder / entry.file_name(name, stored_as(entry.device, quantization)))
         check_backend(
             resolve_target(
                 entry.device, entry.level, cache_dtype, _architectures(entry, architectures), entry.host.name
             )
         )
         find_linker(entry.host)
-    folder.mkdir(parents=True, exist_ok=True)
+    output_file(folder / MANIFEST)
     libraries = []
-    with progress("Compiling the matrix", total=len(wanted)) as advance:
+    with folder_made(folder), progress("Compiling the matrix", total=len(wanted)) as advance:
         for entry in wanted:
             stored = stored_as(entry.device, quantization)
             output = folder / entry.file_name(name, stored)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.output_paths import artifact_folder, folder_made
 from mlc_dsv3.weights import chat_config
 from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, copy_files, md5
 from mlc_dsv3.weights.lock import exclusive
@@ -48,10 +49,10 @@ def write_artifact(
     """Write the arrays that `pieces` make to the places of `placed`, with `fields` as `mlc-chat-config.json`.
 
     A `mlc-chat-config.json` that `output` already has (from `gen_config`) is kept. The tokenizer's files are copied
-    from the folder `small_files`. Raises UserError for a full disk or another process at work in the same folder.
+    from the folder `small_files`. Raises UserError for a folder that cannot be written or holds a checkpoint, a full
+    disk, or another process at work in the same folder. Where it fails, a folder that it made is removed.
     """
-    _make_folder(output)
-    with exclusive(output / ".lock"):
+    with folder_made(artifact_folder(output)), exclusive(output / ".lock"):
         fields = _kept_chat_config(output, fields)
         partial = output / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -150,13 +151,6 @@ def _workers() -> int:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {output} cannot be made: {error.strerror}") from error
 
 
 def _kept_chat_config(output: Path, fields: dict[str, Any]) -> dict[str, Any]:

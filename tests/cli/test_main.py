@@ -109,6 +109,9 @@ def test_an_unknown_option_points_to_its_verbs_help(verb_name: str, capsys: pyte
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/dev/null/x"), "Not a directory: /dev/null/x"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/tmp"), "Is a directory: /tmp"),
         (OSError(errno.EFBIG, "File too large", "/x"), "File too large: /x"),
+        (FileExistsError(errno.EEXIST, "File exists", "/x"), "File exists: /x"),
+        (OSError(errno.EBUSY, "Device or resource busy", "/x"), "Device or resource busy: /x"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/x"), "Too many levels of symbolic links: /x"),
     ],
 )
 def test_a_mistake_is_one_line_and_two(

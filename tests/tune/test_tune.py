@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> Path:
         (["--seconds", "nan"], "--seconds is nan; it must be more than 0"),
         (["--quantization", "q5"], "quantization 'q5' is unknown"),
         (["--device", "abacus"], "device 'abacus' is unknown"),
-        (["-o", "."], ". is a folder; -o takes the record's file"),
+        (["-o", "."], ". is a folder; name a file in it"),
     ],
 )
 def test_mistakes_are_said_in_one_line(
