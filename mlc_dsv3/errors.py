@@ -1,5 +1,6 @@
 """What a user or a machine can cause: one line that says what, where and what to do, and the exit code 2."""
 
+import re
 import sys
 
 from relax_model.errors import ConfigError
@@ -32,6 +33,9 @@ class DeviceError(RuntimeError):
 USER_ERRORS = (UserError, ConfigError)
 # No other input would help: what was loaded is of no use any more, or does not fit.
 MACHINE_ERRORS = (DeviceError, MemoryError)
+_MOST_SAID = 500  # characters
+# C0 and C1, and what turns the direction of writing.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def reason(error: Exception) -> str:
@@ -40,9 +44,25 @@ def reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def said(error: Exception) -> str:
+    """What an error of another program's says, in one line that is not long; its type where it says nothing."""
+    line = one_line(error)
+    return f"{line[:_MOST_SAID]}…" if len(line) > _MOST_SAID else line or type(error).__name__
+
+
+def one_line(text: object) -> str:
+    """A text for people, in one line without control characters."""
+    return escaped(" ".join(str(text).split()))
+
+
+def escaped(text: str) -> str:
+    """`text` with control characters but line ends and tabs written out: files of others must not rule the terminal."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def note(text: str) -> None:
     """Tell the user, in one line on standard error, what was chosen for him."""
-    _say(f"mlc_dsv3: {' '.join(text.split())}")
+    _say(f"mlc_dsv3: {one_line(text)}")
 
 
 _said: set[str] = set()
@@ -57,7 +77,7 @@ def warn_once(text: str) -> None:
 
 def warn(text: str) -> None:
     """Tell the user, in one line on standard error, of something that does not stop the work."""
-    _say(f"mlc_dsv3: warning: {' '.join(text.split())}")
+    _say(f"mlc_dsv3: warning: {one_line(text)}")
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlc_dsv3.errors import UserError
@@ -19,12 +20,12 @@ class Limits:
     above: bool = False
     whole: bool = False
 
-    def check(self, name: str, value: object) -> None:
-        """UserError, naming the setting, where `value` is no such number."""
+    def check(self, name: str, value: object, show: Callable[[object], str] = ascii) -> None:
+        """UserError, naming the setting, where `value` is no such number; `show` writes the value."""
         valid = is_number(value) and (isinstance(value, int) or not self.whole)
         valid = valid and (value > self.least if self.above else value >= self.least)
         if not valid or (self.most is not None and value > self.most):
-            raise UserError(f"{name} is {repr(value)[:60]}; it must be {self}")
+            raise UserError(f"{name} is {show(value)[:60]}; it must be {self}")
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ MOST_TOKENS = 1 << 30  # of any context; positions are 32-bit integers
 _MOST = 2**53  # whole numbers up to here are the same in every JSON reader
 _SURROGATES = frozenset(map(chr, range(0xD800, 0xE000)))
 _SHOWN = 60  # characters of a wrong value that an error repeats
+_LONGEST_NAME = 200
 
 
 class Fields:
@@ -124,6 +126,11 @@ def is_number(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def named(text: str) -> str:
+    """A name out of a file as an error shows it: as it stands, or quoted as by `shown` where it is not plain."""
+    return text if len(text) <= _LONGEST_NAME and re.fullmatch(r"[!-~]+", text) else shown(text)
 
 
 def shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relax_model.errors import ConfigError
-from relax_model.fields import shown
+from relax_model.fields import named, shown
 
 
 def _names(text: str) -> frozenset[str]:
@@ -79,7 +79,7 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
     """
     unknown = [name for name, value in config.items() if not _passes(name, value)]
     if unknown:
-        listed = ", ".join(f"{name} ({shown(config[name])})" for name in unknown)
+        listed = ", ".join(f"{named(name)} ({shown(config[name])})" for name in unknown)
         one = len(unknown) == 1
         raise ConfigError(
             f"{'a field is' if one else f'{len(unknown)} fields are'} not understood and may change the results: "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relax_model.errors import ConfigError
-from relax_model.fields import MOST_TOKENS, Fields, shown
+from relax_model.fields import MOST_TOKENS, Fields, named, shown
 
 _YARN_FIELDS = (
     "factor",
@@ -113,14 +113,15 @@ def _parse_spelling(fields: Fields, read: Fields, dim: int, interleaved: bool) -
     types = [fields.choice(name, ("default", "yarn")) for name in ("rope_type", "type") if name in fields]
     if len(set(types)) > 1:
         raise ConfigError(
-            f"{fields.where}rope_type is {types[0]!r} and {fields.where}type {types[1]!r}; remove the wrong one"
+            f"{fields.where}rope_type is {shown(types[0])} and {fields.where}type {shown(types[1])}; "
+            "remove the wrong one"
         )
     is_yarn = types[:1] == ["yarn"]
     known = _COMMON_FIELDS + _YARN_FIELDS if is_yarn else _COMMON_FIELDS
     if unknown := sorted(set(fields.values) - set(known)):
         raise ConfigError(
-            f"{fields.where}{unknown[0]} is not understood beside rope_type {'yarn' if is_yarn else 'default'!r}; "
-            f"known: {', '.join(sorted(known))}"
+            f"{fields.where}{named(unknown[0])} is not understood beside rope_type "
+            f"{shown('yarn' if is_yarn else 'default')}; known: {', '.join(sorted(known))}"
         )
     for place in (fields, read):
         if place.number("partial_rotary_factor", None, most=1) not in (1, None):

@@ -15,7 +15,7 @@ from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.memory import memory_summary
 from mlc_dsv3.chat.reply import ChatModel, Prompt, Reply, Usage, stream_reply
-from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError
+from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError, escaped, one_line
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 if TYPE_CHECKING:
@@ -238,10 +238,10 @@ class Session:
             self._note(f"experts      {_describe_load(*found)}")
 
     def _note_error(self, error: Exception) -> None:
-        self._note(f"error: {' '.join(str(error).split())}")
+        self._note(f"error: {one_line(error)}")
 
     def _note(self, text: str) -> None:
-        print(text, file=self._notes, flush=True)
+        print(escaped(text), file=self._notes, flush=True)
 
 
 def _forgotten(turns: int) -> str:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from mlc_dsv3 import __version__
 from mlc_dsv3.cli.streams import discard_output, prepare_streams
-from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError
+from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError, one_line
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
 VERBS = {
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (*USER_ERRORS, *MACHINE_ERRORS) as error:
-        return _complain(" ".join(str(error).split()) or "out of memory")
+        return _complain(str(error) or "out of memory")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -90,7 +90,7 @@ def _current_folder_is_gone() -> bool:
 
 def _complain(text: str) -> int:
     with suppress(OSError):
-        print(f"mlc_dsv3: error: {text}", file=sys.stderr)
+        print(f"mlc_dsv3: error: {one_line(text)}", file=sys.stderr)
     return 2
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlc_dsv3.encodings import takes_everything
+from mlc_dsv3.errors import escaped
 
 
 def print_json(content: Any) -> None:
@@ -22,7 +23,7 @@ def print_table(rows: Iterable[Sequence[object]], columns: Sequence[str] | None 
     from rich.text import Text
 
     table = Table(box=None, show_header=columns is not None, pad_edge=False)
-    cells = [[Text(str(cell)) for cell in row] for row in rows]
+    cells = [[Text(escaped(str(cell))) for cell in row] for row in rows]
     for name in columns or [""] * max(map(len, cells), default=0):
         table.add_column(name)
     for row in cells:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.folders import expanded
 from mlc_dsv3.weights.files import TOOL_TEMPLATE
 
@@ -97,5 +97,5 @@ def _download(repository: str, revision: str | None) -> Path:
             f"{repository} is no folder here, and the Hugging Face Hub cannot be reached to download it"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise UserError(f"{repository} cannot be downloaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{repository} cannot be downloaded: {said(error)}") from error
     return Path(folder)

@@ -18,12 +18,12 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.json_files import read_json
 from mlc_dsv3.runtime.control_tokens import BREAK
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.weights.files import TOOL_TEMPLATE
-from relax_model.fields import shown
+from relax_model.fields import named, shown
 
 _NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -41,7 +41,7 @@ class ChatTemplate:
             self._templates = {name: environment.from_string(text) for name, text in texts.items()}
             names = [node for text in texts.values() for node in environment.parse(text).find_all(jinja2.nodes.Name)]
         except jinja2.TemplateError as error:
-            raise UserError(f"the chat template in {origin} is not valid Jinja: {_one_line(error)}") from error
+            raise UserError(f"the chat template in {origin} is not valid Jinja: {said(error)}") from error
         # Not jinja2.meta's undeclared variables: those leave out what the template gives a default.
         self.variables = frozenset(node.name for node in names if node.ctx == "load")
 
@@ -87,13 +87,12 @@ class ChatTemplate:
         try:
             return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
         except Exception as error:  # a template can raise any error of Python's, and all of them are its own
-            raise UserError(
-                f"the chat template in {self.origin} refuses the conversation: {_one_line(error)}"
-            ) from error
+            raise UserError(f"the chat template in {self.origin} refuses the conversation: {said(error)}") from error
 
     def _named(self, name: str) -> jinja2.Template:
         if name not in self._templates:
-            raise UserError(f"{self.origin} names no default chat template, only {', '.join(sorted(self._templates))}")
+            known = ", ".join(map(named, sorted(self._templates)))
+            raise UserError(f"{self.origin} names no default chat template, only {known}")
         return self._templates[name]
 
 
@@ -101,7 +100,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {said(error)}") from error
 
 
 def _texts(template: Any, path: Path) -> str | dict[str, str]:
@@ -163,7 +162,3 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.json_files import read_json
 from mlc_dsv3.native_names import native_name
 from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
 from mlc_dsv3.runtime.tokenizer_config import AddedToken
-from relax_model.fields import shown
+from relax_model.fields import named, shown
 
 if TYPE_CHECKING:
     import tiktoken
@@ -66,7 +66,7 @@ class TokenizersVocabulary:
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
-            raise UserError(f"{path} is not a tokenizer that can be read: {_one_line(error)}") from error
+            raise UserError(f"{path} is not a tokenizer that can be read: {said(error)}") from error
         # Both may be left in the file from training, and would cut or pad prompts.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -81,9 +81,9 @@ class TokenizersVocabulary:
         kinds = {step["type"] for step in self._steps}
         unknown = kinds - {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
         if unknown or not kinds & {"ByteLevel", "Replace", "Metaspace"}:
-            named = ", ".join(sorted(unknown)) or "none of a kind that says how tokens become text"
+            kinds_named = ", ".join(map(named, sorted(unknown))) or "none of a kind that says how tokens become text"
             raise UserError(
-                f"{path}: the decoder ({named}) is not supported; ByteLevel, ByteFallback and Metaspace are"
+                f"{path}: the decoder ({kinds_named}) is not supported; ByteLevel, ByteFallback and Metaspace are"
             )
         self._byte_fallback = "ByteFallback" in kinds
         self._alphabet = _byte_level_alphabet() if "ByteLevel" in kinds else None
@@ -249,7 +249,3 @@ def _encodable_parts(text: str, most: int = 400_000, longest_run: int = 25_000) 
                 yield part[done:cut]
                 done = cut
         yield part[done:]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

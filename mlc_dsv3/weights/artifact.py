@@ -20,6 +20,7 @@ from mlc_dsv3.weights.files import Progress, md5
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
 from mlc_dsv3.weights.tensor_cache import Shard, read_shards
 from relax_model.config import ModelConfig, parse_config
+from relax_model.fields import named
 from relax_model.layout import Layout, layout_of
 from relax_model.parameters import parameters
 
@@ -100,10 +101,14 @@ def _check_arrays(path: Path, shards: tuple[Shard, ...], model: ModelConfig, lay
         for array in shard.arrays:
             spec, found = expected.pop(array.name, None), array.spec
             if spec is None:
-                raise UserError(f"{where} has {array.name}, which the model in {FILE_NAME} lacks or which comes twice")
+                raise UserError(
+                    f"{where} has {named(array.name)}, which the model in {FILE_NAME} lacks or which comes twice"
+                )
             if found != spec:
                 made = f"{spec.dtype} {spec.shape}"
-                raise UserError(f"{where}: {array.name} is {found.dtype} {found.shape}; {FILE_NAME} makes it {made}")
+                raise UserError(
+                    f"{where}: {array.name} is {named(found.dtype)} {found.shape}; {FILE_NAME} makes it {made}"
+                )
             start, nbytes = array.offset, array.nbytes
             if nbytes != spec.nbytes or start % ALIGNMENT or start + nbytes > shard.nbytes:
                 raise UserError(

@@ -20,7 +20,7 @@ from mlc_dsv3.weights.safetensors import SafetensorsFile, TensorEntry
 from mlc_dsv3.weights.shards import open_files
 from mlc_dsv3.weights.spelling import family_names
 from relax_model.config import ModelConfig, parse_config
-from relax_model.fields import Fields, shown
+from relax_model.fields import Fields, named, shown
 
 _SCALE_SUFFIX = "_scale_inv"
 
@@ -112,18 +112,18 @@ class Checkpoint:
         entry = self._entry(name)
         if entry.dtype not in DECODABLE:
             path = self._files[name].path
-            raise UserError(f"{path}: {name} has dtype {entry.dtype}; known: {', '.join(DECODABLE)}")
+            raise UserError(f"{path}: {named(name)} has dtype {named(entry.dtype)}; known: {', '.join(DECODABLE)}")
         if entry.dtype != "F8_E4M3":
             return
         scale_name, block = name + _SCALE_SUFFIX, self._scale_block
         if scale_name not in self._files:
-            raise UserError(f"{self.path}: {name} is fp8 and its scales {scale_name} are missing")
+            raise UserError(f"{self.path}: {named(name)} is fp8 and its scales {named(scale_name)} are missing")
         scale = self._entry(scale_name)
         blocks = tuple(-(-extent // size) for extent, size in zip(entry.shape, block, strict=False))
         if len(entry.shape) != 2 or scale.shape != blocks or scale.dtype not in DECODABLE:
             raise UserError(
-                f"{self.path}: {scale_name} is {scale.dtype} {scale.shape}; {name} {entry.shape} in blocks of "
-                f"{block[0]}x{block[1]} needs float scales {blocks}"
+                f"{self.path}: {named(scale_name)} is {named(scale.dtype)} {scale.shape}; {named(name)} "
+                f"{entry.shape} in blocks of {block[0]}x{block[1]} needs float scales {blocks}"
             )
 
     def close(self) -> None:

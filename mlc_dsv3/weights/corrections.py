@@ -16,6 +16,7 @@ from mlc_dsv3.weights.safetensors import TensorEntry
 from mlc_dsv3.weights.shards import INDEX, read_index
 from mlc_dsv3.weights.spelling import family_names
 from relax_model.config import ModelConfig
+from relax_model.fields import named, shown
 
 _MTP_FIELDS = ("num_nextn_predict_layers", "num_mtp_layers")
 
@@ -49,12 +50,12 @@ def with_stored_quantization(path: Path, config: Config, tensors: Mapping[str, T
     """
     method, packed = announced_method(config), packed_weight(tensors)
     if packed is not None:
-        says = f" (its quantization_config says {method!r})" if method else ""
+        says = f" (its quantization_config says {shown(method)})" if method else ""
         raise UserError(f"{path}: {packed}{says}; weights are read as {READ}")
     if method is None or not plain_floats(tensors):
         return config
     warn_once(
-        f"{path}: config.json announces weights quantized by {method!r}, and they are plain floats; "
+        f"{path}: config.json announces weights quantized by {shown(method)}, and they are plain floats; "
         "going on without its quantization_config"
     )
     return {name: value for name, value in config.items() if name != "quantization_config"}
@@ -68,7 +69,9 @@ def check_index(path: Path, stored: Container[str], model: ModelConfig) -> None:
         return
     for name in needed(model):
         if own := absent.get(name):
-            raise UserError(f"{path / INDEX} says that {own} is in {index[own]}, and it is not; download both again")
+            raise UserError(
+                f"{path / INDEX} says that {named(own)} is in {named(index[own])}, and it is not; download both again"
+            )
     first, *others = absent.values()
     more = f" and {len(others)} more" if others else ""
-    warn_once(f"{path / INDEX} names {first}{more}: no file has it, and the model does not need it")
+    warn_once(f"{path / INDEX} names {named(first)}{more}: no file has it, and the model does not need it")

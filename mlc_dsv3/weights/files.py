@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 
 from mlc_dsv3.errors import UserError
+from relax_model.fields import shown
 
 # As `mlc_dsv3.progress.progress`: title and total → a context that yields the function which advances.
 Progress = Callable[[str, float], AbstractContextManager[Callable[[float], None]]]
@@ -36,7 +37,7 @@ def inside(folder: Path, name: object, where: Path) -> Path:
     """The file `name` of `folder`; UserError where `name`, which the file `where` has, would lead out of the folder."""
     path = PurePath(name) if isinstance(name, str) and name and "\0" not in name else None
     if path is None or path.is_absolute() or ".." in path.parts or path == PurePath():
-        raise UserError(f"{where} names the file {name!r}; it must name one inside its folder")
+        raise UserError(f"{where} names the file {shown(name)}; it must name one inside its folder")
     return folder / name
 
 

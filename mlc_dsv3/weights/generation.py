@@ -77,7 +77,7 @@ def read_sampling(fields: Fields) -> dict[str, float]:
         limits = SAMPLING_LIMITS[name]
         if limits.whole and isinstance(value, float) and value.is_integer():
             stated[name] = int(value)
-        limits.check(name, stated[name])
+        limits.check(name, stated[name], shown)
     return stated
 
 

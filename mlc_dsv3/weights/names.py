@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlc_dsv3.errors import UserError
 from relax_model.config import ModelConfig
+from relax_model.fields import named
 from relax_model.parameters import Parameter, parameters
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     if strangers:
         others = f" and {len(strangers) - 1} more" if strangers[1:] else ""
         raise UserError(
-            f"{checkpoint.path}: {strangers[0]}{others} would change the results and is not understood; "
+            f"{checkpoint.path}: {named(strangers[0])}{others} would change the results and is not understood; "
             "the model differs from what its config.json says"
         )
 

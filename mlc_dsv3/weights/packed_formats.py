@@ -9,6 +9,7 @@ from typing import Any
 
 from mlc_dsv3.weights.decode import DECODABLE
 from mlc_dsv3.weights.safetensors import TensorEntry
+from relax_model.fields import named
 
 READ = "F32, F16, BF16, F64, and F8_E4M3 with weight_scale_inv for each 128x128 block"
 
@@ -59,8 +60,8 @@ def packed_weight(tensors: Mapping[str, TensorEntry]) -> str | None:
             continue
         known = next((each.title for each in _FORMATS if each.matches(found)), None)
         if known is not None:
-            listed = ", ".join(f"{leaf} ({dtype})" for leaf, dtype in sorted(found.items()))
-            return f"{module} is quantized as {known}: it has {listed}"
+            listed = ", ".join(f"{named(leaf)} ({named(dtype)})" for leaf, dtype in sorted(found.items()))
+            return f"{named(module)} is quantized as {known}: it has {listed}"
     return None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.json_files import parse_json
-from relax_model.fields import shown
+from relax_model.fields import named, shown
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _ITEM_BYTES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E8M0": 1}
@@ -90,14 +90,17 @@ class SafetensorsFile:
             ):
                 entry = TensorEntry(dtype, tuple(shape), start + begin, end - begin)
             case _:
-                raise UserError(f"{self.path} has a damaged header: {name} is {shown(field)}; download it again")
+                raise UserError(f"{self.path} has a damaged header: {named(name)} is {shown(field)}; download it again")
         if start + end > self.size:
             raise UserError(
-                f"{self.path} is truncated: {self.size} bytes, and {name} ends at {start + end}; download it again"
+                f"{self.path} is truncated: {self.size} bytes, and {named(name)} ends at {start + end}; "
+                "download it again"
             )
         item = _ITEM_BYTES.get(dtype)
         if item is not None and entry.nbytes != item * math.prod(shape):
-            raise UserError(f"{self.path} has a damaged header: {name} has {entry.nbytes} bytes for shape {shape}")
+            raise UserError(
+                f"{self.path} has a damaged header: {named(name)} has {entry.nbytes} bytes for shape {shape}"
+            )
         return entry
 
 

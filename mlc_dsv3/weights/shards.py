@@ -14,6 +14,7 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.json_files import read_json
 from mlc_dsv3.weights.files import inside
 from mlc_dsv3.weights.safetensors import SafetensorsFile
+from relax_model.fields import named
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
@@ -65,8 +66,8 @@ def open_files(path: Path) -> list[SafetensorsFile]:
         for name in file.tensors:
             if name in holders:
                 raise UserError(
-                    f"{path}: {holders[name]} and {file.path.name} both have {name}; remove the one that does not "
-                    "belong to the model"
+                    f"{path}: {holders[name]} and {file.path.name} both have {named(name)}; remove the one that "
+                    "does not belong to the model"
                 )
             holders[name] = file.path.name
     return files
@@ -77,7 +78,7 @@ def _indexed_files(path: Path) -> list[Path]:
     absent = [file.name for file in files if not file.exists()]
     if absent:
         others = f" and {len(absent) - 1} more" if absent[1:] else ""
-        raise UserError(f"{path / INDEX} names {absent[0]}{others}, which the folder lacks; download the rest")
+        raise UserError(f"{path / INDEX} names {named(absent[0])}{others}, which the folder lacks; download the rest")
     return files
 
 

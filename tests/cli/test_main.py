@@ -12,7 +12,8 @@ import pytest
 
 from mlc_dsv3 import __version__
 from mlc_dsv3.cli.main import VERBS, main
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.cli.output import print_table
+from mlc_dsv3.errors import UserError, note, warn
 from relax_model.errors import ConfigError
 
 COMMAND = [sys.executable, "-m", "mlc_dsv3"]
@@ -163,3 +164,16 @@ def test_verbs_are_modules_of_the_package() -> None:
         module = importlib.import_module(f"mlc_dsv3.cli.{name}")
         assert callable(module.add_arguments)
         assert callable(module.run)
+
+
+def test_what_files_say_does_not_rule_the_terminal(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.run = raising(UserError("config.json: \x1b[31mEVIL\x9b2J\x07\x7f\u202e is wrong,\n  Ünï 中"))
+    assert main(["test"]) == 2
+    said = "config.json: \\x1b[31mEVIL\\x9b2J\\x07\\x7f\\u202e is wrong, Ünï 中"
+    assert capsys.readouterr().err == f"mlc_dsv3: error: {said}\n"
+    warn("\x1b[31mEVIL")
+    note("\x1b[31mEVIL")
+    print_table([["\x1b[31mEVIL"]])
+    shown = capsys.readouterr()
+    assert shown.err == "mlc_dsv3: warning: \\x1b[31mEVIL\nmlc_dsv3: \\x1b[31mEVIL\n"
+    assert shown.out == "\\x1b[31mEVIL\n"

@@ -97,6 +97,9 @@ def test_whole_numbers_may_be_written_as_floats(folder):
     artifact.write_text(json.dumps({**fields, "top_k": 50.0, "context_window_size": 100.0}))
     read = read_chat_config(artifact)
     assert [type(read[name]) for name in ("top_k", "context_window_size")] == [int, int]
+    write_generation(folder, top_k="50")
+    with pytest.raises(UserError, match='generation_config.json: top_k is "50"; it must be a whole number'):
+        gen_config(Checkpoint.open(folder), "q4f16_1")
     write_generation(folder, top_k=50.5)
     with pytest.raises(UserError, match="generation_config.json: top_k is 50.5; it must be a whole number"):
         gen_config(Checkpoint.open(folder), "q4f16_1")

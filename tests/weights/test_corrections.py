@@ -145,7 +145,7 @@ def test_packed_weights_are_refused_by_what_was_found(tmp_path, title, prefix):
     said = str(refused.value)
     assert f"{MODULE}" in said and f"is quantized as {title}: it has " in said
     leaf = [*PACKED[title]][-1].rpartition(".")[2]
-    assert f"{leaf} (" in said and "quantization_config says 'its own'" in said
+    assert f"{leaf} (" in said and 'quantization_config says "its own"' in said
     assert said.endswith(
         "weights are read as F32, F16, BF16, F64, and F8_E4M3 with weight_scale_inv for each 128x128 block"
     )

@@ -15,7 +15,7 @@ from mlc_dsv3.cli.arguments import read_model
 from mlc_dsv3.weights import Artifact, Checkpoint, checkpoint_identity, convert, gen_config
 from mlc_dsv3.weights.generation import read_sampling
 from mlc_dsv3.weights.names import check_tensors
-from relax_model.fields import Fields
+from relax_model.fields import Fields, named, shown
 
 CONFIG = {
     **DEEPSEEK_V3,
@@ -170,3 +170,36 @@ def test_files_that_are_no_objects(checkpoint: Path, artifact: Path, text: bytes
     path = checkpoint / "model-00001-of-00001.safetensors"
     with hostile.replaced(path, len(text).to_bytes(8, "little") + text):
         hostile.check(open_checkpoint, checkpoint)
+
+
+STRANGE = ["", "\x1b[31mEVIL", "x" * 100_000, "two words"]
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_strings_of_a_header_are_quoted_where_they_are_not_plain(checkpoint: Path, text: str) -> None:
+    path = checkpoint / "model-00001-of-00001.safetensors"
+    head, data = header(path)
+    fields, quoted = json.loads(head), shown(text)
+    fields["model.norm.weight"]["dtype"] = text
+    with hostile.replaced(path, with_header(fields, data)):
+        said = hostile.check(open_checkpoint, checkpoint)
+    assert said and said.startswith(f"{path}: model.norm.weight has dtype {quoted}; known: ")
+    name = f"model.layers.0.{text}"
+    fields = {**json.loads(head), name: {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}
+    with hostile.replaced(path, with_header(fields, data)):
+        said = hostile.check(open_checkpoint, checkpoint)
+    assert said == (
+        f"{checkpoint}: {named(name)} would change the results and is not understood; "
+        "the model differs from what its config.json says"
+    )
+
+
+def with_header(fields: dict[str, object], data: bytes) -> bytes:
+    head = json.dumps(fields).encode()
+    return len(head).to_bytes(8, "little") + head + data
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_names_that_are_not_plain_are_quoted(text: str) -> None:
+    assert named(text) == shown(text) and len(named(text)) < 100 and named(text).isprintable()
+    assert named("model.layers.0.mlp.weight") == "model.layers.0.mlp.weight"
