@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mlc_dsv3
 from mlc_dsv3.cli.main import main
 from mlc_dsv3.demo import checkpoint_path
 from mlc_dsv3.errors import UserError
@@ -153,9 +154,9 @@ def test_paths_that_nobody_names_are_checked_too(
 @pytest.mark.parametrize("arguments", [["chat", "."], ["convert_weight", DEMO, "--quantization", "q0f16", "-o", "x"]])
 def test_a_current_folder_that_is_gone_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     script = "import os, sys; os.rmdir(os.getcwd()); from mlc_dsv3.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-P", "-c", script, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(mlc_dsv3.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "the current folder has been removed; change to another" in done.stderr
     assert done.stderr.count("\n") == 1
