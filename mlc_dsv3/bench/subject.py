@@ -59,6 +59,6 @@ def model_subject(
 
 def random_subject(fields: dict[str, Any], name: str, quantization: str, target: CompileTarget) -> Subject:
     """Random weights for the config.json `fields`."""
-    artifact = random_artifact(fields, name, quantization)
-    library, _ = cached_library(artifact.model_config, artifact.quantization, name, target)
+    artifact = random_artifact(fields, quantization)
+    library, _ = cached_library(artifact.model_config, artifact.quantization, target)
     return Subject(name, artifact, library, random_weights=True)

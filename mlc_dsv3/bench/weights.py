@@ -17,7 +17,7 @@ import numpy as np
 
 from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.progress import progress
-from mlc_dsv3.weights import Artifact, artifact_name
+from mlc_dsv3.weights import Artifact
 from mlc_dsv3.weights.chat_config import artifact_model_config
 from mlc_dsv3.weights.lock import make_once
 from mlc_dsv3.weights.plan import TENSOR_CACHE, plan
@@ -32,7 +32,7 @@ _PIECE_BYTES = 32 << 20
 _BLOCK_VALUES = 1 << 20
 
 
-def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Artifact:
+def random_artifact(fields: dict[str, Any], quantization: str) -> Artifact:
     """The artifact of random weights for the config.json `fields`, written now unless the cache folder has it.
 
     Raises UserError where the disk has no room. Safe to delete: `<cache>/bench/weights`.
@@ -44,7 +44,7 @@ def random_artifact(fields: dict[str, Any], name: str, quantization: str) -> Art
         [_VERSION, config.digest(), quantization, placed.tensor_cache([""] * len(placed.shard_sizes))]
     )
     folder = cache_folder() / "bench" / "weights" / hashlib.sha256(contents.encode()).hexdigest()[:20]
-    output = folder / artifact_name(name, quantization)
+    output = folder / quantization
 
     def write() -> None:
         write_artifact(

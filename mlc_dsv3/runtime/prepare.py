@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.folders import cache_folder
 from mlc_dsv3.runtime.capacity import Room, memory_need, plan_cache
-from mlc_dsv3.runtime.hub import model_folder, model_name
+from mlc_dsv3.runtime.hub import model_folder
 from mlc_dsv3.runtime.library import read_metadata
 from mlc_dsv3.runtime.memory import memory_of
-from mlc_dsv3.weights import Artifact, Checkpoint, artifact_name, convert, gen_config, pack_artifact
+from mlc_dsv3.weights import Artifact, Checkpoint, convert, gen_config, pack_artifact
 from mlc_dsv3.weights.artifact import refuse_mtp_layers
 from mlc_dsv3.weights.chat_config import FILE_NAME
 from mlc_dsv3.weights.conversion import VERSION
@@ -64,9 +65,9 @@ def prepare(
     if model is None:
         from mlc_dsv3.demo import checkpoint_path
 
-        folder, name = checkpoint_path(), "demo"
+        folder = checkpoint_path()
     else:
-        folder, name = model_folder(model), model_name(model)
+        folder = model_folder(model)
     metadata = _metadata_of(model_lib, quantization, target) if model_lib is not None else None
     stored = metadata.quantization if metadata is not None else None
     if (folder / FILE_NAME).is_file():
@@ -75,15 +76,16 @@ def prepare(
             refuse_mtp_layers(folder, artifact.model_config)
         before_making(folder)
         stored = stored or target.stored_as(quantization or artifact.quantization)
+        _refuse_other_values(artifact, stored, model_lib, target)
         _refuse_unless_it_fits(room, artifact.model_config, stored, target, metadata)
-        artifact = _packed(artifact, name, stored, ignore_config_fields)
+        artifact = _packed(artifact, stored, ignore_config_fields)
     else:
         stored = stored or target.stored_as(quantization or target.default("quantization"))
         checkpoint = Checkpoint.open(folder, ignore=ignore_config_fields, without_mtp=without_mtp)
         before_making(folder)
         _refuse_unless_it_fits(room, checkpoint.model_config, stored, target, metadata)
-        artifact = _converted(checkpoint, name, stored, ignore_config_fields)
-    library = Path(model_lib) if model_lib is not None else _library(artifact, name, target)
+        artifact = _converted(checkpoint, stored, ignore_config_fields)
+    library = Path(model_lib) if model_lib is not None else _library(artifact, target)
     return Prepared(artifact, library, target.device)
 
 
@@ -127,44 +129,59 @@ def _metadata_of(library: str | Path, quantization: str | None, target: CompileT
     return metadata
 
 
-def _converted(checkpoint: Checkpoint, name: str, quantization: str, ignore: Collection[str]) -> Artifact:
+def _converted(checkpoint: Checkpoint, quantization: str, ignore: Collection[str]) -> Artifact:
     """The artifact of a checkpoint, converted into the cache once."""
     # How it is sampled and rendered is written beside the weights.
     chat_config = json.dumps(gen_config(checkpoint, quantization), sort_keys=True)
     parts = (str(VERSION), checkpoint_identity(checkpoint.path), str(sorted(ignore)), quantization, chat_config)
-    output = _cached_artifact("\n".join(parts), name, quantization)
+    output = _cached_artifact("\n".join(parts), quantization)
     make_once(output / TENSOR_CACHE, lambda: convert(checkpoint, quantization, output), doing="converts this model")
     return Artifact.open(output)
 
 
-def _packed(artifact: Artifact, name: str, quantization: str, ignore: Collection[str]) -> Artifact:
+def _refuse_other_values(artifact: Artifact, quantization: str, library: Path | None, target: CompileTarget) -> None:
+    """UserError where the artifact has other values than `quantization` (the library's, where there is one), and what
+    to type."""
+    stored, layout = artifact.quantization, layout_of(quantization)
+    if stored in (quantization, layout.base.name if isinstance(layout, PackedLayout) else None):
+        return
+    if library is None:
+        raise UserError(
+            f"artifact {artifact.path} is in {stored}, not {quantization}; leave --quantization out, or name the "
+            "checkpoint that it was made from"
+        )
+    compiling = f"mlc_dsv3 compile {shlex.quote(str(artifact.path))} --device {target.device}"
+    raise UserError(
+        f"artifact {artifact.path} is in {stored}, and library {library} reads {quantization}; make a library that "
+        f"reads {stored}: {compiling}"
+    )
+
+
+def _packed(artifact: Artifact, quantization: str, ignore: Collection[str]) -> Artifact:
     """The artifact in the layout that `quantization` names, packed into the cache once where it has another."""
     if quantization == artifact.quantization:
         return artifact
-    layout = layout_of(quantization)
-    if not isinstance(layout, PackedLayout) or layout.base.name != artifact.quantization:
-        raise UserError(
-            f"{artifact.path} is quantized as {artifact.quantization}, not {quantization}; name its checkpoint instead"
-        )
     parts = (artifact_identity(artifact), quantization, *([str(sorted(ignore))] if ignore else []))
-    output = _cached_artifact("\n".join(parts), name, quantization)
+    output = _cached_artifact("\n".join(parts), quantization)
     make_once(output / TENSOR_CACHE, lambda: pack_artifact(artifact, quantization, output), doing="packs this model")
     return Artifact.open(output)
 
 
-def _cached_artifact(identity: str, name: str, quantization: str) -> Path:
+def _cached_artifact(identity: str, quantization: str) -> Path:
+    """Without the model's name: the same model in another folder is the same artifact."""
     key = hashlib.sha256(identity.encode()).hexdigest()
-    return cache_folder() / "weights" / key[:20] / artifact_name(name, quantization)
+    return cache_folder() / "weights" / key[:20] / quantization
 
 
-def _library(artifact: Artifact, name: str, target: CompileTarget) -> Path:
-    return cached_library(artifact.model_config, artifact.quantization, name, target)[0]
+def _library(artifact: Artifact, target: CompileTarget) -> Path:
+    return cached_library(artifact.model_config, artifact.quantization, target)[0]
 
 
-def cached_library(config: ModelConfig, quantization: str, name: str, target: CompileTarget) -> tuple[Path, bool]:
-    """The library of a configuration from the cache, and whether it had to be compiled now."""
+def cached_library(config: ModelConfig, quantization: str, target: CompileTarget) -> tuple[Path, bool]:
+    """The library of a configuration from the cache, whatever its models are called, and whether it had to be compiled
+    now."""
     key = library_key(config, quantization, target, None)
-    output = cache_folder() / "libraries" / key[:20] / f"{name}-{quantization}-{target.device}.so"
+    output = cache_folder() / "libraries" / key[:20] / f"{quantization}-{target.device}.so"
 
     def compile_now() -> None:
         from mlc_dsv3.compiler import compile_model
