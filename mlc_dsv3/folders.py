@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from mlc_dsv3.errors import UserError
@@ -20,6 +21,15 @@ def cache_folder() -> Path:
 def data_folder() -> Path:
     """What is kept for good: tuning records and what was typed in `chat`. UserError without a home."""
     return _chosen("XDG_DATA_HOME") or _home("XDG_DATA_HOME") / _BY_PLATFORM["data"] / _NAME
+
+
+def variable_of(path: str | Path) -> str | None:
+    """The variable that chooses the folder of ours that `path` is in; None where it is in neither."""
+    for variable, folder in (("XDG_CACHE_HOME", cache_folder), ("XDG_DATA_HOME", data_folder)):
+        with suppress(UserError):
+            if Path(path).is_relative_to(folder()):
+                return variable
+    return None
 
 
 def temporary_folder() -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -19,13 +20,17 @@ _MOST_JSON_BYTES = 256 << 20  # ten times the largest tokenizer.json
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; UserError, with the place, where it cannot be read. Its numbers are finite."""
+    return parse_json(read_json_bytes(path), str(path))
+
+
+def read_json_bytes(path: Path) -> bytes:
+    """What a JSON file holds, without the byte order mark that some editors begin it with."""
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes; no file of its kind is that large")
-        data = path.read_bytes()
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_json(data, str(path))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from mlc_dsv3 import __version__
-from mlc_dsv3.cli.streams import discard_output, prepare_streams
+from mlc_dsv3.cli.streams import discard_output, output_fails, prepare_streams
 from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, UserError, one_line
+from mlc_dsv3.folders import variable_of
 
 # Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
 VERBS = {
@@ -45,6 +46,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # while what goes wrong with the help can still be said
+        super().exit(status, message)
+
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (*USER_ERRORS, *MACHINE_ERRORS) as error:
-        return _complain(str(error) or "out of memory")
+        return _complain(f"{str(error) or 'out of memory'}{_elsewhere(error.__cause__)}")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -73,11 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain("the current folder has been removed; change to another")
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
-        try:
-            sys.stdout.flush()
-        except OSError:
-            discard_output()  # the output is what failed
-        return _complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        place = error.filename or ("standard output" if output_fails() else None)
+        return _complain(f"{error.strerror}{f': {place}' if place else ''}{_elsewhere(error)}")
+
+
+def _elsewhere(error: BaseException | None) -> str:
+    """How to choose another place, where the system refuses what we keep in a folder of our own."""
+    refused = error.filename if isinstance(error, OSError) else None
+    variable = variable_of(refused) if isinstance(refused, str) else None
+    return f"; set {variable} to a folder that can be written" if variable else ""
 
 
 def _current_folder_is_gone() -> bool:

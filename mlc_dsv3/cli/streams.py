@@ -35,6 +35,18 @@ def prepare_streams() -> None:
         raise UserError("standard output is closed or cannot be written to; send it to a file, a pipe or /dev/null")
 
 
+def output_fails() -> bool:
+    """Whether what is still to be written to standard output cannot be; it is discarded then."""
+    try:
+        if getattr(sys.stdout, "write_through", False):
+            sys.stdout.write("\n")  # unbuffered, it holds nothing that failed
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
+        return True
+    return False
+
+
 def discard_output() -> None:
     """Send what is still to be written to standard output nowhere; without this, Python complains when it closes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tokenizers
 
 from mlc_dsv3.errors import UserError, said
-from mlc_dsv3.json_files import read_json
-from mlc_dsv3.native_names import native_name
+from mlc_dsv3.json_files import parse_json, read_json_bytes
 from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
 from mlc_dsv3.runtime.tokenizer_config import AddedToken
 from relax_model.fields import named, shown
@@ -60,9 +59,10 @@ class TokenizersVocabulary:
 
     def __init__(self, path: Path) -> None:
         try:
-            fields = read_json(path)
+            data = read_json_bytes(path)
+            fields = parse_json(data, str(path))
             _check_ids(path, fields)
-            self._tokenizer = tokenizers.Tokenizer.from_file(native_name(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exception for whatever it cannot read

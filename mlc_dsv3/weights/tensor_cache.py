@@ -45,8 +45,9 @@ def read_shards(folder: Path) -> tuple[Shard, ...]:
     if not path.is_file():
         raise UserError(f"{folder} has no {TENSOR_CACHE}: its conversion did not finish; run convert_weight again")
     try:
+        fields = Fields(read_json(path))
         with naming(path):
-            records = Fields(read_json(path)).array("records")
+            records = fields.array("records")
             shards = tuple(_shard(Fields.of(record, f"records[{index}]")) for index, record in enumerate(records))
     except UserError as error:
         raise UserError(f"{error}; convert the model again") from error

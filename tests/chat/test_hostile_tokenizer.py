@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from pathlib import Path
@@ -129,3 +130,9 @@ def test_end_tokens_are_in_the_models_vocabulary(folder: Path) -> None:
         hostile.replaced(folder / "mlc-chat-config.json", b"{}"),
     ):
         assert Tokenizer.load(folder).eos_token_ids == frozenset()
+
+
+def test_a_byte_order_mark_is_read_over(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        with hostile.replaced(path, codecs.BOM_UTF8 + path.read_bytes()):
+            assert hostile.check(use, folder) is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,6 +16,8 @@ from mlc_dsv3 import __version__
 from mlc_dsv3.cli.main import VERBS, main
 from mlc_dsv3.cli.output import print_table
 from mlc_dsv3.errors import UserError, note, warn
+from mlc_dsv3.folders import cache_folder, data_folder
+from mlc_dsv3.weights.lock import make_once
 from relax_model.errors import ConfigError
 
 COMMAND = [sys.executable, "-m", "mlc_dsv3"]
@@ -177,3 +181,32 @@ def test_what_files_say_does_not_rule_the_terminal(verb: ModuleType, capsys: pyt
     shown = capsys.readouterr()
     assert shown.err == "mlc_dsv3: warning: \\x1b[31mEVIL\nmlc_dsv3: \\x1b[31mEVIL\n"
     assert shown.out == "\\x1b[31mEVIL\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_output_is_named(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        said = subprocess.run([*COMMAND, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (said.returncode, said.stderr) == (2, "mlc_dsv3: error: No space left on device: standard output\n")
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "XDG_DATA_HOME"])
+def test_a_folder_of_ours_that_cannot_be_written_names_its_variable(
+    verb: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    product = (cache_folder() if variable == "XDG_CACHE_HOME" else data_folder()) / "made"
+    advice = f"; set {variable} to a folder that can be written\n"
+    for make in (lambda _: product.mkdir(parents=True), lambda _: make_once(product, print, doing="makes it")):
+        verb.run = make
+        assert main(["test"]) == 2
+        assert capsys.readouterr().err.endswith(advice)
+    verb.run = lambda _: make_once(tmp_path / "file" / "mine" / "made", print, doing="makes it")
+    assert main(["test"]) == 2
+    assert "XDG" not in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_a_full_disk_behind_the_streams() -> None:
     done = command("inspect", "--json", str(Path(__file__).parent), redirected="2>/dev/full")
     assert (done.returncode, done.stdout) == (2, "")
     done = command("devices", redirected=">/dev/full")
-    assert (done.returncode, done.stderr) == (2, "mlc_dsv3: error: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "mlc_dsv3: error: No space left on device: standard output\n")
 
 
 @pytest.mark.parametrize("redirected", quick_first(["<&- 2>&-", "<&-", "2>&-", "2>/dev/full"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -203,3 +204,17 @@ def with_header(fields: dict[str, object], data: bytes) -> bytes:
 def test_names_that_are_not_plain_are_quoted(text: str) -> None:
     assert named(text) == shown(text) and len(named(text)) < 100 and named(text).isprintable()
     assert named("model.layers.0.mlp.weight") == "model.layers.0.mlp.weight"
+
+
+def test_a_byte_order_mark_is_read_over(checkpoint: Path, artifact: Path) -> None:
+    for folder, read in ((checkpoint, open_checkpoint), (artifact, open_artifact)):
+        for path in folder.glob("*.json"):
+            with hostile.replaced(path, codecs.BOM_UTF8 + path.read_bytes()):
+                assert hostile.check(read, folder) is None
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_the_index_of_an_artifact_is_named_once(artifact: Path, text: str) -> None:
+    with hostile.replaced(artifact / "tensor-cache.json", text.encode()):
+        said = hostile.check(open_artifact, artifact)
+    assert said and said.count("tensor-cache.json") == 1 and said.startswith(f"{artifact}/tensor-cache.json")
