@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc_dsv3.errors import USER_ERRORS, UserError, warn_once
+from mlc_dsv3.regular_files import regular_size
 
 _MOST_JSON_BYTES = 256 << 20  # ten times the largest tokenizer.json
 
@@ -25,9 +26,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_bytes(path: Path) -> bytes:
     """What a JSON file holds, without the byte order mark that some editors begin it with."""
+    size = regular_size(path)
+    if size > _MOST_JSON_BYTES:
+        raise UserError(f"{path} has {size} bytes; no file of its kind is that large")
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; no file of its kind is that large")
         return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.json_files import read_json
+from mlc_dsv3.regular_files import regular_size
 from mlc_dsv3.runtime.control_tokens import BREAK
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.weights.files import TOOL_TEMPLATE
@@ -97,6 +98,7 @@ class ChatTemplate:
 
 
 def _read_text(path: Path) -> str:
+    regular_size(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

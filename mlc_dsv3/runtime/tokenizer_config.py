@@ -62,7 +62,7 @@ class TokenizerConfig:
 
 
 def _read_if_there(path: Path) -> Fields:
-    return Fields(read_json(path) if path.is_file() else {}).without_nulls()
+    return Fields(read_json(path) if path.exists() else {}).without_nulls()
 
 
 def _special_tokens(path: Path) -> dict[str, str]:

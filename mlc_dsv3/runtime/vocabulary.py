@@ -18,6 +18,7 @@ import tokenizers
 
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.json_files import parse_json, read_json_bytes
+from mlc_dsv3.regular_files import regular_size
 from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
 from mlc_dsv3.runtime.tokenizer_config import AddedToken
 from relax_model.fields import named, shown
@@ -227,6 +228,7 @@ class TiktokenVocabulary:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     # tiktoken's own reader caches by path, and so takes a replaced file for the old one.
+    regular_size(path)
     ranks = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line:

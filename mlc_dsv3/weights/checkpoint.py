@@ -154,7 +154,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder; UserError where the folder or the file is absent or broken."""
     if not path.is_dir():
         raise UserError(f"{path} is {'not a folder' if path.exists() else 'absent'}; a checkpoint is a folder")
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").exists():
         raise UserError(f"{path} has no config.json; a checkpoint is a folder with config.json and *.safetensors")
     return read_json(path / "config.json")
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.regular_files import regular_size
 from relax_model.fields import shown
 
 # As `mlc_dsv3.progress.progress`: title and total → a context that yields the function which advances.
@@ -42,8 +43,11 @@ def inside(folder: Path, name: object, where: Path) -> Path:
 
 
 def present(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of `names` that `folder` has as files."""
-    return [name for name in names if (folder / name).is_file()]
+    """Those of `names` that `folder` has. UserError for one that is no regular file."""
+    found = [name for name in names if (folder / name).exists()]
+    for name in found:
+        regular_size(folder / name)
+    return found
 
 
 def copy_files(source: Path, names: Iterable[str], folder: Path) -> None:

@@ -54,7 +54,7 @@ class GenerationConfig:
         Warns, once, of settings that would change the text and are not applied.
         """
         path = folder / GENERATION_CONFIG
-        fields = Fields(read_json(path) if path.is_file() else {}).without_nulls()
+        fields = Fields(read_json(path) if path.exists() else {}).without_nulls()
         with naming(path):
             sampling = read_sampling(fields)
             if fields.flag("do_sample", None) is False:

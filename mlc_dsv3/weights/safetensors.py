@@ -16,6 +16,7 @@ import numpy as np
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.json_files import parse_json
+from mlc_dsv3.regular_files import regular_size
 from relax_model.fields import named, shown
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -38,8 +39,10 @@ class SafetensorsFile:
     """An open file: `tensors` by name; `read` gives a tensor's raw bytes, or a part of them."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` and check its header; UserError where it is absent, truncated or no safetensors file."""
+        """Open `path` and check its header; UserError where it is absent, no regular file, truncated, or no
+        safetensors file."""
         self.path = path
+        regular_size(path)
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:

@@ -112,10 +112,10 @@ def test_who_does_not_sample_has_a_temperature_of_zero(folder, said):
 
 
 def test_an_artifact_with_another_chat_config_is_another_one_in_the_cache(folder, monkeypatch):
-    before = prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", [])
-    assert prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", []).path == before.path
+    before = prepare._converted(Checkpoint.open(folder), "q4f16_1", [])
+    assert prepare._converted(Checkpoint.open(folder), "q4f16_1", []).path == before.path
     monkeypatch.setitem(chat_config._SAMPLING_DEFAULTS, "top_p", 0.5)
-    after = prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", [])
+    after = prepare._converted(Checkpoint.open(folder), "q4f16_1", [])
     assert (before.chat_config["top_p"], after.chat_config["top_p"]) == (1.0, 0.5)
 
 

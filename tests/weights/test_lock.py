@@ -97,7 +97,7 @@ def test_two_that_want_one_model_convert_it_once(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "convert", slow)
 
     def run():
-        found.append(prepare._converted(Checkpoint.open(folder), "model", "q4f16_1", []).path)
+        found.append(prepare._converted(Checkpoint.open(folder), "q4f16_1", []).path)
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
