@@ -75,11 +75,13 @@ def _cuda_status() -> DeviceStatus:
         find_linker()
     except UserError as error:
         reasons, can_compile = [str(error)], False
-    reason = driver.missing()
-    if reason is None:
+    lacking = None
+    try:
         gpu = driver.first_device()
         reasons.insert(0, f"{gpu['name']} ({driver.architecture()})")
-    return DeviceStatus("cuda", can_compile, reason is None, "; ".join([*reasons, *([reason] if reason else [])]))
+    except UserError as error:
+        lacking = str(error)
+    return DeviceStatus("cuda", can_compile, lacking is None, "; ".join([*reasons, *([lacking] if lacking else [])]))
 
 
 def _metal_status() -> DeviceStatus:

@@ -95,9 +95,21 @@ def shares_memory() -> bool:
 
 
 def architecture() -> str:
-    """The architecture that suits the GPU here, with what only it has: sm_90a for 9.0."""
-    capability = first_device()["capability"]
+    """The architecture that suits the GPU here, with what only it has: sm_90a for 9.0. UserError for an old GPU."""
+    from mlc_dsv3.cuda.nvcc import number, oldest
+
+    gpu = first_device()
+    capability, least = gpu["capability"], number(oldest())
+    if capability < least:
+        raise UserError(
+            f"{gpu['name']} is of compute capability {_dotted(capability)}, and the kernels need {_dotted(least)}; "
+            "--arch compiles for other GPUs"
+        )
     return f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
 
 
 def launches() -> int:

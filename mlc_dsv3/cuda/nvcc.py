@@ -65,8 +65,8 @@ def _places(program: str) -> Iterator[Path]:
 
 @cache
 def architectures() -> tuple[str, ...]:
-    """The architectures that the compiler makes machine code for: sm_80, sm_90a, …"""
-    lines = _run([find_nvcc(), "--list-gpu-code"]).split()
+    """The architectures that the compiler makes machine code for and the kernels run on: sm_80, sm_90a, …"""
+    lines = [line for line in _run([find_nvcc(), "--list-gpu-code"]).split() if number(line) >= number(oldest())]
     # The compiler lists no variants with features of one architecture alone, and compiles for them.
     return tuple(sorted({*lines, *(f"{line}a" for line in lines if number(line) >= 90)}, key=lambda a: (number(a), a)))
 
@@ -79,10 +79,18 @@ def number(architecture: str) -> int:
     return int(match[1])
 
 
+def oldest() -> str:
+    """The first architecture that has what the kernels need."""
+    from mlc_dsv3.compiler.targets import read_description
+
+    return read_description("cuda")["target"]["oldest_architecture"]
+
+
 def refuse_unknown(wanted: Sequence[str]) -> None:
-    """UserError, with those that the compiler knows, for an architecture that it does not."""
+    """UserError, with those that the compiler knows, for an architecture that it does not, or that is too old."""
     for architecture in wanted:
-        number(architecture)
+        if number(architecture) < number(oldest()):
+            raise UserError(f"architecture {architecture} is older than {oldest()}, the first that the kernels run on")
         if architecture not in architectures():
             raise UserError(f"{find_nvcc()} knows no architecture {architecture}; it has {', '.join(architectures())}")
 

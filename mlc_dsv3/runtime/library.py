@@ -47,11 +47,11 @@ class Library:
             return
         from mlc_dsv3.cuda import driver
 
-        gpu = driver.first_device()
+        gpu, own = driver.first_device(), driver.architecture()
         if not driver.runs(wanted, gpu["capability"]):
             raise UserError(
                 f"{self.path} has code for {', '.join(wanted)}, and {gpu['name']} is of compute capability "
-                f"{gpu['capability'] // 10}.{gpu['capability'] % 10}; compile it with --arch {driver.architecture()}"
+                f"{gpu['capability'] // 10}.{gpu['capability'] % 10}; compile it with --arch {own}"
             )
 
 

@@ -9,8 +9,8 @@ import pytest
 from golden import checkpoints
 
 from mlc_dsv3.cli.main import main
-from mlc_dsv3.compiler import compile_model, resolve_target
-from mlc_dsv3.cuda import driver
+from mlc_dsv3.compiler import compile_model, devices, resolve_target
+from mlc_dsv3.cuda import driver, nvcc
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.library import Library
 from mlc_dsv3.runtime.virtual_machine import load_runtime
@@ -50,12 +50,40 @@ def test_it_runs_on_no_machine_without_a_driver(library: Path) -> None:
 
 @pytest.mark.full
 def test_a_gpu_without_matching_code_is_refused_by_name(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turing = {"name": "NVIDIA T4", "capability": 75, "memory": 16 << 30}
-    monkeypatch.setattr(driver, "first_device", lambda: turing)
+    older = {"name": "NVIDIA A100", "capability": 80, "memory": 80 << 30}
+    monkeypatch.setattr(driver, "first_device", lambda: older)
+    monkeypatch.setattr(driver, "runs", lambda *_: False)
     with pytest.raises(
-        UserError, match=r"has code for sm_80, sm_90a, and NVIDIA T4 is of compute capability 7\.5; .*--arch sm_75"
+        UserError, match=r"has code for sm_80, sm_90a, and NVIDIA A100 is of compute capability 8\.0; .*--arch sm_80"
     ):
         Library(library)
+    monkeypatch.setattr(driver, "first_device", lambda: TURING)
+    with pytest.raises(UserError, match=TOO_OLD):
+        Library(library)
+
+
+TURING = {"name": "NVIDIA T4", "capability": 75, "memory": 16 << 30}
+TOO_OLD = r"^NVIDIA T4 is of compute capability 7\.5, and the kernels need 8\.0; --arch compiles for other GPUs$"
+
+
+def test_a_gpu_that_is_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "missing", lambda: None)
+    monkeypatch.setattr(driver, "first_device", lambda: TURING)
+    with pytest.raises(UserError, match=TOO_OLD):
+        resolve_target("cuda")
+    assert resolve_target("cuda", architectures=["sm_90a"]).architectures == ("sm_90a",)
+    status = next(status for status in devices() if status.name == "cuda")
+    assert not status.can_run
+    assert "the kernels need 8.0" in status.reason
+
+
+def test_an_architecture_that_is_too_old_is_refused(tmp_path: Path, capsys) -> None:
+    checkpoints.write("deepseek_v3", tmp_path / "model")
+    arguments = ["compile", str(tmp_path / "model"), "--quantization", "q4f16_1", "--device", "cuda"]
+    assert main([*arguments, "--arch", "sm_90a,sm_75", "-o", str(tmp_path / "model.so")]) == 2
+    said = capsys.readouterr().err
+    assert said == "mlc_dsv3: error: architecture sm_75 is older than sm_80, the first that the kernels run on\n"
+    assert "sm_75" not in nvcc.architectures()
 
 
 @pytest.mark.parametrize(
