@@ -116,7 +116,9 @@ def parse_config(config: dict[str, Any], *, ignore: Collection[str] = ()) -> Mod
     range or contradictory.
     """
     given = {name: value for name, value in config.items() if name not in ignore}
-    model_type = Fields({"model_type": None, **given}).choice("model_type", MODEL_TYPES)
+    if "model_type" not in given:
+        raise ConfigError(f"model_type is missing; known: {', '.join(MODEL_TYPES)}")
+    model_type = Fields(given).choice("model_type", MODEL_TYPES)
     read = Fields({**FAMILIES[model_type], **given})
     # First what no other change of the file could mend.
     for name in ("attention_bias", "mlp_bias"):

@@ -10,7 +10,7 @@ from mlc_dsv3.chat.answer_stream import AnswerStream
 from mlc_dsv3.chat.conversation import Conversation
 from mlc_dsv3.chat.reply import ChatModel, Prompt, stream_reply
 from mlc_dsv3.encodings import takes_everything
-from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError, UserError
+from mlc_dsv3.errors import USER_ERRORS, ContextWindowError, MessageTooLongError, UserError, one_line
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 
 
@@ -71,7 +71,7 @@ def answer_lines(
             found = answer(text)
         except USER_ERRORS as error:
             unanswered += 1
-            found = {"error": " ".join(str(error).split())}
+            found = {"error": one_line(error)}
             if (
                 len(conversation)
                 and isinstance(error, ContextWindowError)

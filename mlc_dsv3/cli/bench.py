@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization", metavar="NAMES", help="one or more, with commas between (the target's default)"
     )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="where to run (auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="where to run; `mlc_dsv3 devices` lists devices (auto: cpu)"
+    )
     add_context_window(parser, help="cache N tokens for each sequence, as chat would (what is measured)")
     add_cache_dtype(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="folder of a checkpoint or an artifact, or org/name (the demo model)"
     )
     add_quantization(parser, default="4 bits")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="where to run; see `mlc_dsv3 devices` (auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="where to run; `mlc_dsv3 devices` lists devices (auto: cpu)"
+    )
     parser.add_argument("--model-lib", type=Path, metavar="LIB", help="use this compiled library as it is")
     parser.add_argument("--prompt", metavar="TEXT", help="print one answer and leave (-: the prompt is standard input)")
     parser.add_argument(
@@ -163,11 +165,7 @@ def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenize
     """
     if parsed.raw:
         return
-    unknown = sorted((parsed.template_kwargs or {}).keys() - tokenizer.chat_template.variables)
-    if unknown:
-        raise UserError(
-            f"the chat template in {tokenizer.chat_template.origin} has no variable {unknown[0]} (--template-kwargs)"
-        )
+    tokenizer.chat_template.refuse_unread(variables=parsed.template_kwargs)
     tokenizer.chat_prompt(prompt or _messages(parsed, "Hello"), **_options(parsed))
     if not tokenizer.eos_token_ids:
         warn(

@@ -17,7 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=artifact_folder, metavar="DIR", required=True, help="the artifact's folder"
     )
-    parser.add_argument("--context-window-size", type=int, metavar="N", help="tokens (default: the model's own)")
+    parser.add_argument(
+        "--context-window",
+        "--context-window-size",  # mlc-llm's name
+        type=int,
+        metavar="N",
+        help="tokens (default: the model's own)",
+    )
     parser.add_argument("--prefill-chunk-size", type=int, metavar="N", help="tokens of a prompt read at once")
     parser.add_argument("--conv-template", metavar="NAME", help="recorded in the file (default: the checkpoint's own)")
     add_no_mtp(parser)
@@ -42,7 +48,7 @@ def run(parsed: argparse.Namespace) -> None:
     fields = gen_config(
         checkpoint,
         quantization,
-        context_window_size=parsed.context_window_size,
+        context_window_size=parsed.context_window,
         prefill_chunk_size=parsed.prefill_chunk_size,
         conv_template=parsed.conv_template,
     )

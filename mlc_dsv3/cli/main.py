@@ -40,6 +40,10 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
+# Text, of which they say themselves what it must be.
+_MAY_BE_EMPTY = ("--prompt", "--stop", "--system")
+
+
 class _Parser(argparse.ArgumentParser):
     """Says a wrong command line in one line, through the same door as every other mistake."""
 
@@ -106,12 +110,24 @@ def _complain(text: str) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. UserError for a wrong one, which points to the help of its verb."""
     parser = _parser(arguments)
+    _refuse_empty(arguments)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         verb = _verb(arguments)
         of_verb = f" {verb}" if arguments.index(unknown[0]) > arguments.index(verb) else ""
         raise UserError(f"unrecognized arguments: {' '.join(unknown)} (see {parser.prog}{of_verb} --help)")
     return parsed
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """UserError for an argument without a character, as an unset variable of the shell makes it: most options would
+    take it for nothing, and a path for the folder that one is in."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, is_option, value = argument.partition("=")
+        if not argument and before not in _MAY_BE_EMPTY:
+            raise UserError(f"the argument after {before or 'mlc_dsv3'} is empty; give a value, or leave it out")
+        if option.startswith("--") and is_option and not value and option not in _MAY_BE_EMPTY:
+            raise UserError(f"{option} is empty; give a value, or leave it out")
 
 
 def _verb(arguments: list[str]) -> str | None:

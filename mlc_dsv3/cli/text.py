@@ -14,8 +14,10 @@ def read_text(path: str, option: str) -> str:
         text = sys.stdin.read()
     else:
         file = Path(path)
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"{option} is {path}, and there is no such file")
+        if file.is_dir():
+            raise UserError(f"{option} is {path}, which is a folder; it takes a file of text")
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -22,6 +22,8 @@ def write_note(content: dict[str, Any], source: Path) -> Path:
 
 def read_note(library: Path) -> dict[str, Any]:
     """The note in a library. UserError where there is no such file, or no note in it."""
+    if library.exists() and not library.is_file():
+        raise UserError(f"{library} is no library of this program: it is no regular file")
     if not library.is_file():
         raise UserError(f"library {library} is not there; make it with: mlc_dsv3 compile")
     mark = _MARK.encode() + b"{"

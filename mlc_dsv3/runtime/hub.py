@@ -38,6 +38,8 @@ def model_folder(model: str | Path) -> Path:
 
     Raises UserError where it is neither, or cannot be had.
     """
+    if not str(model):
+        raise UserError("the model's name is empty; it is a folder, or a name on the Hugging Face Hub as org/name")
     path = expanded(model)
     if path.exists():
         return path

@@ -291,6 +291,9 @@ class LLM:
     def _chat_ids(self, conversation: Conversation, options: ChatOptions) -> Sequence[int]:
         if not len(conversation):
             raise UserError("the conversation is empty; it needs at least one message")
+        tools, variables = options.get("tools"), options.get("template_kwargs")
+        if tools or variables:
+            self.tokenizer.chat_template.refuse_unread(tools, variables)
         return self.tokenizer.chat_prompt(conversation, **options)
 
     def _read_tokenizer(self, folder: Path, check: Callable[[Tokenizer], None] | None) -> None:

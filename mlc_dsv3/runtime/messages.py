@@ -16,8 +16,8 @@ _REASONING = ("reasoning_content", "reasoning")
 class ChatOptions(TypedDict, total=False):
     """How a conversation becomes a prompt.
 
-    tools: JSON schemas of functions that the model may call.
-    template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
+    tools: JSON schemas of functions that the model may call; UserError where the chat template does not read them.
+    template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`; UserError for others.
     parse_control_tokens: let control tokens in the text of messages (`<|user|>`) act as such. By default text is text.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlc_dsv3.errors import UserError
@@ -61,17 +61,20 @@ class SamplingParams:
             Limits(0, 2**64 - 1, whole=True).check("seed", self.seed)
         if self.max_tokens is not None:
             Limits(1, whole=True).check("max_tokens", self.max_tokens)
+        for name, kind in (("stop", "strings"), ("stop_token_ids", "token ids")):
+            if not isinstance(getattr(self, name), Iterable):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a list of {kind}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise UserError(f"stop has {text!r}; a stop string is text of at least one character")
-        stop_token_ids = frozenset(self.stop_token_ids)
+        stop_token_ids = tuple(self.stop_token_ids)
         for token in stop_token_ids:
             _TOKEN_ID.check("a token id of stop_token_ids", token)
         if self.logprobs is not None:
             Limits(0, MAX_LOGPROBS, whole=True).check("logprobs", self.logprobs)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", frozenset(stop_token_ids))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     @property

@@ -68,6 +68,16 @@ class ChatTemplate:
             "for a base model, chat --raw sends the text as it is"
         )
 
+    def refuse_unread(
+        self, tools: Sequence[Mapping[str, Any]] | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """UserError for tools and variables that no template of these reads: they would be without effect."""
+        if tools and "tools" not in self.variables and _NAMED_FOR_TOOLS not in self._templates:
+            raise UserError(f"the chat template in {self.origin} does not read tools; leave them out")
+        unknown = sorted((variables or {}).keys() - self.variables)
+        if unknown:
+            raise UserError(f"the chat template in {self.origin} has no variable {unknown[0]} (template_kwargs)")
+
     def render(
         self,
         messages: Sequence[Message],

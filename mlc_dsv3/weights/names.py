@@ -77,9 +77,9 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
         known.update(names)
     strangers = list(_not_understood(checkpoint, config, known))
     if strangers:
-        others = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+        others, are = (f" and {len(strangers) - 1} more", "are") if strangers[1:] else ("", "is")
         raise UserError(
-            f"{checkpoint.path}: {named(strangers[0])}{others} would change the results and is not understood; "
+            f"{checkpoint.path}: {named(strangers[0])}{others} would change the results and {are} not understood; "
             "the model differs from what its config.json says"
         )
 

@@ -14,6 +14,7 @@ import pytest
 from mlc_dsv3.cli.main import main
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.engine import EngineStats
+from mlc_dsv3.runtime.template import ChatTemplate
 
 
 class FakeLLM:
@@ -41,7 +42,7 @@ class FakeLLM:
             if self.template_error is not None:
                 raise self.template_error
 
-        template = SimpleNamespace(variables={"messages", "thinking"}, origin="folder/chat_template.jinja")
+        template = ChatTemplate("{{ messages }}{{ thinking }}", Path("folder/chat_template.jinja"))
         return SimpleNamespace(
             chat_template=template,
             chat_prompt=chat_prompt,

@@ -235,10 +235,43 @@ def test_quantization_is_required_where_nothing_states_it(checkpoint: Path, comp
     assert "--quantization is required" in complaint("convert_weight", checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", ""], "the argument after chat is empty; give a value, or leave it out"),
+        (["compile", "folder", "--arch", ""], "the argument after --arch is empty"),
+        (["compile", "folder", "--level="], "--level is empty; give a value"),
+        (["bench", "--quantization", ""], "the argument after --quantization is empty"),
+    ],
+)
+def test_an_empty_argument_is_refused(arguments: list[str], said: str, complaint: Callable[..., str]) -> None:
+    assert said in complaint(*arguments)
+
+
+@pytest.mark.parametrize("verb", ["chat", "bench"])
+def test_help_says_what_the_device_auto_is(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "`mlc_dsv3 devices` lists devices (auto: cpu)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_context_window_goes_by_two_names(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("--context-window", "--context-window-size"):
+        options = ["--quantization", "q0f16", name, "32", "-o", str(tmp_path)]
+        assert main(["gen_config", str(checkpoint), *options]) == 0
+        assert json.loads((tmp_path / "mlc-chat-config.json").read_text())["context_window_size"] == 32
+
+
+def test_a_text_may_come_from_what_is_no_regular_file(tmp_path: Path, complaint: Callable[..., str]) -> None:
+    assert "--experts is /dev/null, which is empty" in complaint("bench", "--experts", "/dev/null")
+    assert "which is a folder; it takes a file of text" in complaint("bench", "--experts", tmp_path)
+
+
 def test_inspect_names_what_it_cannot_read(tmp_path: Path, complaint: Callable[..., str]) -> None:
     assert "does not exist" in complaint("inspect", tmp_path / "absent")
     assert "mlc-chat-config.json" in complaint("inspect", tmp_path)
     (tmp_path / "a.so").touch()
+    assert "/dev/null is no library of this program: it is no regular file" in complaint("inspect", "/dev/null")
     assert "is a library" in complaint("inspect", tmp_path / "a.so", "--verify")
 
 

@@ -53,6 +53,10 @@ def test_an_unknown_model_type_lists_those_known(model_type: object) -> None:
     assert all(known in message for known in MODEL_TYPES)
 
 
+def test_an_absent_model_type_is_said_to_be_missing() -> None:
+    assert refusal(without(config(), "model_type")) == f"model_type is missing; known: {', '.join(MODEL_TYPES)}"
+
+
 def test_all_unknown_fields_are_named_at_once_with_the_option_that_accepts_them() -> None:
     fields = config(attention_sinks=4, novelty={"a": 1})
     message = refusal(fields)

@@ -18,7 +18,9 @@ from fake_model import FakeModel, FakeStream, text_of, tokens_of
 
 import mlc_dsv3
 from mlc_dsv3 import LLM, Completion, SamplingParams
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import ForkError, UserError
+from mlc_dsv3.runtime.hub import model_folder
+from mlc_dsv3.runtime.template import ChatTemplate
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
@@ -27,6 +29,7 @@ class FakeTokenizer:
     """Bytes are tokens; a conversation is its contents, one line each."""
 
     eos_token_ids = frozenset({10})
+    chat_template = ChatTemplate("{{ messages }}{{ tools }}{{ thinking }}", Path("chat_template.jinja"))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         return [1, *text.encode()] if add_special_tokens else list(text.encode())
@@ -217,6 +220,22 @@ def test_how_conversations_are_rendered_reaches_the_tokenizer(parts: Parts) -> N
             call("hello", template_kwargs={"thinking": True})
 
 
+def test_what_the_chat_template_does_not_read_is_refused(parts: Parts) -> None:
+    parts.tokenizer.chat_template = ChatTemplate("{{ messages }}{{ thinking }}", Path("chat_template.jinja"))
+    llm, message = LLM(), [{"role": "user", "content": "hello"}]
+    for call in (llm.chat, llm.stream, llm.prompt_tokens):
+        with pytest.raises(UserError, match="the chat template in chat_template.jinja does not read tools"):
+            call(message, tools=[{"name": "f"}])
+        with pytest.raises(UserError, match=r"has no variable x \(template_kwargs\)"):
+            call(message, template_kwargs={"x": 1, "thinking": True})
+        call(message, tools=[], template_kwargs={})
+
+
+def test_an_empty_name_is_no_model() -> None:
+    with pytest.raises(UserError, match="the model's name is empty"):
+        model_folder("")
+
+
 def test_the_tokenizer_is_checked_before_anything_is_made(parts: Parts) -> None:
     seen = []
     LLM(check_tokenizer=seen.append)
@@ -275,6 +294,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     folder = Path(mlc_dsv3.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert sorted(mlc_dsv3.__all__) == ["Completion", "LLM", "SamplingParams", "__version__"]
+    assert sorted(mlc_dsv3.__all__) == ["Completion", "ForkError", "LLM", "SamplingParams", "UserError", "__version__"]
+    assert (mlc_dsv3.ForkError, mlc_dsv3.UserError) == (ForkError, UserError)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mlc_dsv3.nothing

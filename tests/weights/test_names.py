@@ -61,8 +61,12 @@ def test_a_shape_that_contradicts_the_config_is_named_with_both(tmp_path):
     ["model.layers.0.self_attn.o_proj.bias", "lm_head.bias", "model.layers.3.mlp.gate_proj.weight", "model.new.weight"],
 )
 def test_a_tensor_that_would_change_the_results_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=f"{name} would change the results"):
-        check(tmp_path, DEEPSEEK_V3, {**random_tensors(DEEPSEEK_V3), name: np.zeros((4,), np.float32)})
+    strangers = {name: np.zeros((4,), np.float32)}
+    with pytest.raises(UserError, match=f"{name} would change the results and is not understood"):
+        check(tmp_path / "one", DEEPSEEK_V3, random_tensors(DEEPSEEK_V3) | strangers)
+    strangers["model.zzz.weight"] = np.zeros((4,), np.float32)
+    with pytest.raises(UserError, match=" and 1 more would change the results and are not understood"):
+        check(tmp_path / "two", DEEPSEEK_V3, random_tensors(DEEPSEEK_V3) | strangers)
 
 
 def test_tensors_without_effect_are_passed_over(tmp_path):
