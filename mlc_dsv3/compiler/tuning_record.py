@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import hashlib
 import json
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ def write_record(record: TuningRecord, path: Path) -> None:
 def read_record(path: Path) -> TuningRecord:
     """Read a record. UserError for a file that is none, or is of another format version."""
     try:
-        fields = Fields(parse_json(path.read_bytes(), "is no tuning record: it"))
+        fields = Fields(parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), "is no tuning record: it"))
         version = fields.integer("format_version")
         if version != FORMAT_VERSION:
             raise UserError(f"has format version {version}, and this program reads {FORMAT_VERSION}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import shutil
@@ -57,6 +58,8 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
     written = record(choice(prefetch=8, dot_rows=6), choice(OTHER))
     write_record(written, tmp_path / "new" / "record.json")
     assert read_record(tmp_path / "new" / "record.json") == written
+    (tmp_path / "marked.json").write_bytes(codecs.BOM_UTF8 + (tmp_path / "new" / "record.json").read_bytes())
+    assert read_record(tmp_path / "marked.json") == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["record.json"]
     assert written.kernels[0].gain == pytest.approx(2**0.5)
 
