@@ -31,7 +31,7 @@ from relax_model.config import ModelConfig
 LEAST = 8
 # Root mean square; float16 ends at 65504, and single values are tens of times as large.
 LARGE = 256
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 512
 _TENSOR = re.compile(r"(.+\.layers\.\d+)\.(.+)\.weight")
 _MLP = re.compile(r"mlp\.((experts\.\d+\.|shared_experts\.)?(gate|up)_proj|gate)")
 
@@ -56,7 +56,11 @@ class Balance:
         self._layers: dict[str, _Factors] = {}
 
     def apply(self, name: str, start: int, values: np.ndarray) -> np.ndarray:
-        """Rows of the tensor `name` from `start` on, balanced."""
+        """Rows of the tensor `name` from `start` on, balanced; infinite where float32 cannot hold them."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._balanced(name, start, values)
+
+    def _balanced(self, name: str, start: int, values: np.ndarray) -> np.ndarray:
         found = _TENSOR.fullmatch(name)
         if found is None:
             return values
@@ -102,7 +106,8 @@ class Balance:
             note(f"balanced outliers of {', '.join(moved)} with the weights that they meet, by powers of two")
 
     def _factors(self, layer: str) -> _Factors:
-        with self._lock:
+        # What is not finite is left as it is, and quantization refuses it by the name of its tensor.
+        with self._lock, np.errstate(invalid="ignore"):
             if layer not in self._layers:
                 prefix = f"{layer}.self_attn"
                 self._layers[layer] = _Factors(
@@ -119,7 +124,7 @@ class Balance:
         for matrix in matrices:
             name = f"{matrix}.weight"
             for span in _spans(self._checkpoint.shape(name)[0]):
-                squares = squares + (self._rows(name, *span) ** 2).sum(axis=0, dtype=np.float64)
+                squares = squares + (self._rows(name, *span) ** 2).sum(axis=0)
                 count += span[1] - span[0]
         return _powers(np.abs(self._checkpoint.read(f"{norm}.weight")), np.sqrt(squares / count))
 
@@ -139,6 +144,7 @@ class Balance:
         norm = self._checkpoint.read(f"{prefix.removesuffix('self_attn')}input_layernorm.weight")
         rank, width = model.kv_lora_rank, model.qk_head_dim
         keys = self._rows(f"{prefix}.kv_a_proj_with_mqa.weight", rank, rank + rope) * norm
+        key_squares = (keys**2).sum(axis=1)
         query = "q_proj" if model.q_lora_rank is None else "q_b_proj"
         if model.q_lora_rank is not None:
             norm = self._checkpoint.read(f"{prefix}.q_a_layernorm.weight")
@@ -146,14 +152,14 @@ class Balance:
         for head in range(model.num_attention_heads):
             last = (head + 1) * width
             squares += ((self._rows(f"{prefix}.{query}.weight", last - rope, last) * norm) ** 2).sum(axis=1)
-        key_squares = (keys.astype(np.float64) ** 2).sum(axis=1)
         pairs = (lambda x: x.reshape(-1, 2)) if model.rope.interleaved else (lambda x: x.reshape(2, -1).T)
         cached, met = (np.sqrt(pairs(each).mean(axis=1)) for each in (key_squares, squares / model.num_attention_heads))
         powers = _powers(cached, met)
         return np.repeat(powers, 2) if model.rope.interleaved else np.tile(powers, 2)
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        return self._checkpoint.read_rows(name, start, stop)
+        """In float64, which holds the squares of all that float32 does."""
+        return self._checkpoint.read_rows(name, start, stop).astype(np.float64)
 
 
 def _spans(rows: int) -> Iterator[tuple[int, int]]:
@@ -162,7 +168,8 @@ def _spans(rows: int) -> Iterator[tuple[int, int]]:
 
 def _powers(cached: np.ndarray, met: np.ndarray) -> np.ndarray:
     """The powers of two by which `cached` shrinks and `met` grows; 1 for all but outliers, which meet half-way."""
-    sound = (cached > 0) & (met > 0)
+    cached = cached.astype(np.float64)
+    sound = (cached > 0) & (met > 0) & np.isfinite(cached) & np.isfinite(met)
     if not sound.any():
         return np.ones(cached.shape, np.float32)
     typical = np.median(cached[sound])
@@ -173,4 +180,4 @@ def _powers(cached: np.ndarray, met: np.ndarray) -> np.ndarray:
     typical *= np.median((cached / powers)[sound])
     if typical > LARGE:
         powers *= np.exp2(np.rint(np.log2(typical)))
-    return powers.astype(np.float32)
+    return np.clip(powers, 2.0**-126, 2.0**126).astype(np.float32)

@@ -351,3 +351,34 @@ def test_groups_that_become_zeros_beside_others_are_counted_in_one_line(tmp_path
     convert_folder(write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors))
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert "2 groups of values in " in said and " and 1 more lie below the smallest number of q4f16_1" in said
+
+
+BALANCED = [
+    *("self_attn.kv_a_layernorm", "self_attn.kv_b_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.q_a_proj"),
+    *("self_attn.q_b_proj", "input_layernorm"),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("leaf", BALANCED)
+def test_values_near_float32s_end_are_balanced_or_refused_without_warnings(tmp_path, leaf):
+    tensors = random_tensors(DEEPSEEK_V3)
+    tensors[f"model.layers.1.{leaf}.weight"].reshape(-1)[5] = 3e38
+    folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors)
+    arrays = Artifact.open(convert_folder(folder, "q0f32")).map_parameters()
+    assert all(np.isfinite(each).all() for each in arrays.values())
+    with pytest.raises(UserError, match=r"tensor model.layers.1.\S+ holds a value of magnitude .* beyond the range of"):
+        convert_folder(folder, "q4f16_1", "narrow")
+    assert not (tmp_path / "narrow").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("leaf", [*BALANCED, "self_attn.q_a_layernorm", "mlp.gate"])
+def test_what_is_not_finite_is_refused_by_its_tensor_before_it_is_balanced(tmp_path, leaf, value):
+    tensors = random_tensors(DEEPSEEK_V3)
+    tensors[f"model.layers.1.{leaf}.weight"].reshape(-1)[5] = value
+    folder = write_checkpoint(tmp_path / "hf", DEEPSEEK_V3, tensors)
+    with pytest.raises(UserError, match=f"tensor model.layers.1.{leaf}.weight holds NaN or infinity"):
+        convert_folder(folder)
+    assert not (tmp_path / "artifact").exists()
