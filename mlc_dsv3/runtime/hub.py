@@ -41,6 +41,7 @@ def model_folder(model: str | Path) -> Path:
     if not str(model):
         raise UserError("the model's name is empty; it is a folder, or a name on the Hugging Face Hub as org/name")
     path = expanded(model)
+    path.absolute()  # FileNotFoundError where the current folder has been removed, which still "exists" as `.`
     if path.exists():
         return path
     found = _REPOSITORY.fullmatch(str(model))
