@@ -151,10 +151,10 @@ def test_paths_that_nobody_names_are_checked_too(
     assert "is a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["chat", "."], ["convert_weight", DEMO, "--quantization", "q0f16", "-o", "x"]])
+@pytest.mark.parametrize("arguments", [["."], [DEMO, "-o", "x"]])
 def test_a_current_folder_that_is_gone_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     script = "import os, sys; os.rmdir(os.getcwd()); from mlc_dsv3.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-P", "-c", script, *arguments]
+    command = [sys.executable, "-P", "-c", script, "convert_weight", "--quantization", "q0f16", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(mlc_dsv3.__file__).parents[1])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
