@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Update:
     """What one engine step added to a request; the updates' texts and tokens, joined, are the completion's.
 
     Text that might be the beginning of a stop string or of a character is held back, so `text` may lag `token_ids`.
-    `reused_tokens` of the `prompt_tokens` came out of the cache.
+    `reused_tokens` of the `prompt_tokens` came out of the cache. `error` is why a request ended with "error".
     """
 
     request_id: int
@@ -35,6 +36,7 @@ class Update:
     logprobs: list[TokenLogprob] | None
     prompt_tokens: int
     reused_tokens: int
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Completion:
     """A finished request.
 
     `token_ids` has every token sampled, the end-of-text token or the one that completed a stop string included;
-    `text` ends before either. `reused_tokens` of the `prompt_tokens` came out of the cache.
+    `text` ends before either. `reused_tokens` of the `prompt_tokens` came out of the cache. `error` is why a request
+    ended with "error".
     """
 
     text: str
@@ -51,3 +54,19 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     prompt_tokens: int
     reused_tokens: int
+    error: Exception | None = None
+
+
+def joined(updates: Sequence[Update]) -> Completion:
+    """The completion that a finished request's updates make up."""
+    last = updates[-1]
+    with_logprobs = last.logprobs is not None
+    return Completion(
+        text="".join(update.text for update in updates),
+        token_ids=[token for update in updates for token in update.token_ids],
+        finish_reason=last.finish_reason,
+        logprobs=[entry for update in updates for entry in update.logprobs] if with_logprobs else None,
+        prompt_tokens=last.prompt_tokens,
+        reused_tokens=last.reused_tokens,
+        error=last.error,
+    )

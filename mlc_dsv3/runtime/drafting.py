@@ -10,6 +10,7 @@ later one reuses their pages: that can only cost acceptance.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.batch import DraftBatch, StepOutput
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.scheduler import Scheduler
@@ -61,9 +63,10 @@ class Drafter:
         if full:
             self._follow(full, output)
 
-    def draft(self, computed: Rows[Computed], output: StepOutput, drafts: int) -> None:
+    def draft(self, computed: Rows[Computed], output: StepOutput, drafts: int) -> int:
         """Bring the layer's cache in step with what the main model has just computed, and draft up to so many tokens
-        for each sequence that is about to decode."""
+        for each sequence that is about to decode. Returns how many sequences got fewer, as the layer's logits are not
+        finite: their answers stay the same."""
         drafting = {
             each: limit
             for each in computed
@@ -72,11 +75,16 @@ class Drafter:
         self._follow(computed, output, drafting)
         sequences = {each.sequence: limit for each, limit in drafting.items()}
         hidden, sources, place = output.hidden_tensor, [each.offset + each.rows - 1 for each in drafting], 0
+        failures = 0
         while sequences:
             proposed = self._predict(list(sequences), hidden, sources, place)
             place += 1
-            hidden, sources = proposed.hidden_tensor, [i for i, limit in enumerate(sequences.values()) if limit > place]
-            sequences = {sequence: limit for sequence, limit in sequences.items() if limit > place}
+            drafted = [len(sequence.drafts) == place for sequence in sequences]
+            failures += drafted.count(False)
+            on = [has and limit > place for has, limit in zip(drafted, sequences.values(), strict=True)]
+            hidden, sources = proposed.hidden_tensor, [row for row, goes_on in enumerate(on) if goes_on]
+            sequences = dict(itertools.compress(sequences.items(), on))
+        return failures
 
     def _follow(self, computed: Rows[Computed], output: StepOutput, drafting: Container[Computed] = ()) -> None:
         """Append what is pending and what a step has computed, but for the last rows of those that are `drafting`."""
@@ -109,7 +117,8 @@ class Drafter:
         )
 
     def _predict(self, sequences: Rows[Sequence], hidden: Any, sources: Rows[int], place: int) -> StepOutput:
-        """Draft one more token for each, after `place` drafts: from the hidden state at its source."""
+        """Draft one more token for each, after `place` drafts, from the hidden state at its source; none where the
+        layer's logits are not finite."""
         output = self._model.draft(
             DraftBatch(
                 tokens=np.array([(sequence.drafts or sequence.tokens)[-1] for sequence in sequences], np.int32),
@@ -125,7 +134,8 @@ class Drafter:
             for row, sequence in enumerate(sequences)
         ]
         for sequence, token in zip(sequences, self._model.sample(output, draws), strict=True):
-            sequence.drafts.append(token)
+            if not isinstance(token, NotFiniteError):
+                sequence.drafts.append(token)
         return output
 
     def _limit(self, sequence: Sequence, drafts: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlc_dsv3.errors import ContextWindowError, NotFiniteError, UserError, warn
+from mlc_dsv3.errors import ContextWindowError, NotFiniteError, UserError, warn_once
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
 from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table
@@ -43,6 +44,17 @@ class EngineStats:
     accepted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)
     compared_seconds: float = 0.0  # of steps of which is known what they would have taken without drafts
     plain_seconds: float = 0.0  # and what that is
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a step gave a sequence: the drafts that are the model's own tokens and one more, with their logprobs where
+    they are wanted; or an error in place of the last."""
+
+    work: Work
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None
+    error: NotFiniteError | None
 
 
 class Engine:
@@ -83,7 +95,7 @@ class Engine:
         self._drafter = Drafter(model, self._scheduler, self.context_window) if speculation else None
         self._detokenizer, self._eos_token_ids = detokenizer, frozenset(eos_token_ids)
         self._sequences: dict[int, Sequence] = {}
-        self._next_id = 0
+        self._ids = itertools.count()
         model.allocate_cache(num_pages)
 
     @property
@@ -104,19 +116,30 @@ class Engine:
         if params.stop and self._detokenizer is None:
             raise UserError("stop strings need a tokenizer, and the model has none; stop_token_ids do not")
 
-    def submit(self, prompt: Tokens[int], params: SamplingParams) -> int:
-        """Queue a prompt of token ids; returns the request's id. Raises UserError as `check` does."""
+    def prepare(self, prompt: Tokens[int], params: SamplingParams) -> Sequence:
+        """A request for `add`, from a prompt of token ids. Any thread may call it. Raises UserError as `check` does."""
         self.check(prompt, params)
         stop_tokens = params.stop_token_ids | (frozenset() if params.ignore_eos else self._eos_token_ids)
         detokenizer = self._detokenizer() if self._detokenizer is not None else None
-        request_id, self._next_id = self._next_id, self._next_id + 1
-        sequence = Sequence(request_id, prompt, params, detokenizer, stop_tokens)
-        self._sequences[request_id] = sequence
+        return Sequence(next(self._ids), prompt, params, detokenizer, stop_tokens)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request that `prepare` made."""
+        self._sequences[sequence.request_id] = sequence
         self._scheduler.add(sequence)
-        return request_id
+
+    def submit(self, prompt: Tokens[int], params: SamplingParams) -> int:
+        """`prepare` and `add` a request; returns its id."""
+        sequence = self.prepare(prompt, params)
+        self.add(sequence)
+        return sequence.request_id
 
     def step(self) -> list[Update]:
-        """Run one batch; returns what it added to each request that got a token, nothing while prompts are read."""
+        """Run one batch; returns what it added to each request that got a token, nothing while prompts are read.
+
+        A request whose logits are not finite ends with its error, and the others go on. Raises what the model raises;
+        then no request has changed.
+        """
         started = time.perf_counter()
         plan = self._scheduler.plan()
         if plan is None:
@@ -125,12 +148,14 @@ class Engine:
         rows, output = self._run(plan)
         # Whatever can fail comes before the first change, so that a failed step leaves the books as they were.
         chosen = self._choose(plan, output)
+        failed = {choice.work for choice in chosen if choice.error}
         for work in plan.works:
             work.sequence.drafts = array("i")
-            self._scheduler.advance(work)
-        updates = [self._accept(work.sequence, *choice) for work, choice in chosen]
+            if work not in failed:
+                self._scheduler.advance(work)
+        updates = [self._accept(choice) for choice in chosen]
         drafts = self._draft(plan, rows, output)
-        got = {work: len(update.token_ids) for (work, _), update in zip(chosen, updates, strict=True)}
+        got = {choice.work: len(update.token_ids) for choice, update in zip(chosen, updates, strict=True)}
         self._record(plan, decoding, got, drafts, time.perf_counter() - started)
         return updates
 
@@ -139,7 +164,11 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return None
-        return self._end(sequence, [], "", "cancelled", None if sequence.params.logprobs is None else [])
+        return self._end(sequence, [], "", "cancelled")
+
+    def end_all(self, reason: FinishReason, error: Exception | None = None) -> list[Update]:
+        """End every request for one reason; returns their last updates."""
+        return [self._fail(sequence, reason, error) for sequence in list(self._sequences.values())]
 
     def logits(self, tokens: Tokens[int]) -> np.ndarray:
         """Logits after each of `tokens`, taken as a prompt: float32 (len(tokens), vocab_size). Requests wait."""
@@ -203,25 +232,26 @@ class Engine:
         rows = np.concatenate(wanted) if wanted else ends[-1:] - 1
         return starts, self._model.step(_batch(plan.works, rows, plan.expanded))
 
-    def _choose(self, plan: Plan, output: StepOutput) -> list[tuple[Work, tuple[list[int], list[TokenLogprob] | None]]]:
-        """The next tokens of every work whose last token is computed: the drafts that are the model's own, and one
-        more, with their logprobs where they are wanted."""
+    def _choose(self, plan: Plan, output: StepOutput) -> list[_Choice]:
+        """The next tokens of every work whose last token is computed."""
         ready = [work for work in plan.works if work.complete]
         draws = [_draw(work, place) for work in ready for place in range(1 + len(work.drafts))]
         draws = [replace(draw, row=row) for row, draw in enumerate(draws)]
-        tokens = self._model.sample(output, draws) if draws else []
+        sampled = self._model.sample(output, draws) if draws else []
         chosen, row = [], 0
         for work in ready:
-            own = tokens[row : row + 1 + len(work.drafts)]
+            own = sampled[row : row + 1 + len(work.drafts)]
             right = next((i for i, draft in enumerate(work.drafts) if draft != own[i]), len(work.drafts))
-            kept = own[: right + 1]
-            chosen.append((work, (kept, _logprobs(draws[row : row + right + 1], kept, output))))
+            error = own[right] if isinstance(own[right], NotFiniteError) else None
+            tokens = [token for token in own[: right + 1] if not isinstance(token, NotFiniteError)]
+            logprobs = _logprobs(work.sequence.params, draws[row : row + len(tokens)], tokens, output)
+            chosen.append(_Choice(work, tokens, logprobs, error))
             row += len(own)
         return chosen
 
-    def _accept(self, sequence: Sequence, tokens: list[int], logprobs: list[TokenLogprob] | None) -> Update:
+    def _accept(self, choice: _Choice) -> Update:
         """Add tokens to a sequence, as far as it goes on."""
-        text = ""
+        sequence, tokens, logprobs, text = choice.work.sequence, choice.tokens, choice.logprobs, ""
         for count, token in enumerate(tokens, 1):
             sequence.computed = len(sequence.tokens)  # what comes after the first was a draft, and is computed
             more, stopped = sequence.append(token)
@@ -231,7 +261,9 @@ class Engine:
                 return self._end(sequence, kept, text, "stop", reported)
             if sequence.generated == sequence.params.max_tokens or len(sequence.tokens) == self.context_window:
                 return self._end(sequence, kept, text, "length", reported)
-        return _update(sequence, tokens, text, None, logprobs)
+        if choice.error is not None:
+            return self._fail(sequence, "error", choice.error, tokens, text, logprobs)
+        return sequence.update(tokens, text, None, logprobs)
 
     def _draft(self, plan: Plan, rows: np.ndarray, output: StepOutput) -> int:
         """Draft for what goes on after a plan; returns how many tokens each sequence was to get."""
@@ -247,22 +279,15 @@ class Engine:
         drafts = min(drafts, self._scheduler.rows_for_drafts(sequences) // sequences) if sequences else 0
         # A prompt is read by the layer in any case: drafting may begin to pay later.
         now = [each for each in computed if drafts or not each.sequence.generated]
-        if now:
-            try:
-                self._drafter.draft(now, output, drafts)
-            except NotFiniteError as error:
-                return self._stop_drafting(now, error)
+        if now and self._drafter.draft(now, output, drafts):
+            self._speculation.accepted(drafts, 0)
+            warn_once(
+                "the MTP layer's logits are not finite in some places; nothing is drafted there, which takes longer "
+                "and changes no answer"
+            )
         if not drafts:
             self._drafter.postpone([each for each in computed if each.sequence.generated], output)
         return drafts
-
-    def _stop_drafting(self, drafted: Tokens[Computed], error: NotFiniteError) -> int:
-        """Go on without drafts, which change no token: what the step gave is in the sequences' books already."""
-        warn(f"the MTP layer drafts nothing from here on, which only takes longer: {error}")
-        for each in drafted:
-            each.sequence.drafts = array("i")
-        self._speculation = self._drafter = None
-        return 0
 
     def _end(
         self,
@@ -270,13 +295,27 @@ class Engine:
         token_ids: list[int],
         text: str,
         reason: FinishReason,
-        logprobs: list[TokenLogprob] | None,
+        logprobs: list[TokenLogprob] | None = None,
     ) -> Update:
         held_back, stopped = sequence.finish()
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request_id]
         self.stats.reused_tokens += sequence.reused
-        return _update(sequence, token_ids, text + held_back, "stop" if stopped else reason, logprobs)
+        return sequence.update(token_ids, text + held_back, "stop" if stopped else reason, logprobs)
+
+    def _fail(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: Exception | None,
+        token_ids: Tokens[int] = (),
+        text: str = "",
+        logprobs: list[TokenLogprob] | None = None,
+    ) -> Update:
+        """End a request that can go no further; nobody reuses what it computed, which may be not finite."""
+        self._scheduler.remove(sequence, keep=False)
+        del self._sequences[sequence.request_id]
+        return sequence.update(list(token_ids), text + sequence.finish()[0], reason, logprobs, error)
 
     def _record(
         self,
@@ -329,30 +368,14 @@ def _draw(work: Work, place: int) -> Draw:
     return Draw(-1, sequence.params, history, sequence.seed, len(sequence.tokens) + place)
 
 
-def _logprobs(draws: list[Draw], tokens: list[int], output: StepOutput) -> list[TokenLogprob] | None:
+def _logprobs(
+    params: SamplingParams, draws: list[Draw], tokens: list[int], output: StepOutput
+) -> list[TokenLogprob] | None:
     """Tokens' logprobs where they are wanted."""
-    wanted = draws[0].params.logprobs
+    wanted = params.logprobs
     if wanted is None:
         return None
     return [token_logprob(output.logits[draw.row], token, wanted) for draw, token in zip(draws, tokens, strict=True)]
-
-
-def _update(
-    sequence: Sequence,
-    token_ids: list[int],
-    text: str,
-    reason: FinishReason | None,
-    logprobs: list[TokenLogprob] | None,
-) -> Update:
-    return Update(
-        request_id=sequence.request_id,
-        token_ids=token_ids,
-        text=text,
-        finish_reason=reason,
-        logprobs=logprobs,
-        prompt_tokens=sequence.prompt_length,
-        reused_tokens=sequence.reused,
-    )
 
 
 def _batch(works: Tokens[Work], wanted: np.ndarray, expanded: bool) -> Batch:

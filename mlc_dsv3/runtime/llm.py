@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from mlc_dsv3.errors import UserError, note
 from mlc_dsv3.runtime.capacity import Room, plan_cache
-from mlc_dsv3.runtime.completion import Completion, Update
+from mlc_dsv3.runtime.completion import Completion, Update, joined
 from mlc_dsv3.runtime.engine import Engine, EngineStats
 from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
-from mlc_dsv3.runtime.interrupts import deferred_interrupts
+from mlc_dsv3.runtime.loop import EngineLoop, Outbox
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.sequence import Sequence as Request
 from mlc_dsv3.runtime.speculation import speculation
 from mlc_dsv3.weights.generation import read_sampling
 from relax_model.fields import Fields
@@ -26,9 +27,11 @@ from relax_model.fields import Fields
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.detokenizer import Detokenizer
     from mlc_dsv3.runtime.library import Library
+    from mlc_dsv3.runtime.prepare import Prepared
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Inbox = SimpleQueue[Update]
 
 
 class LLM:
@@ -70,7 +73,6 @@ class LLM:
         without_mtp: bool = False,
         check_tokenizer: Callable[[Tokenizer], None] | None = None,
     ) -> None:
-        from mlc_dsv3.runtime.model import CompiledModel
         from mlc_dsv3.runtime.prepare import prepare
 
         refuse_after_fork()
@@ -88,7 +90,22 @@ class LLM:
             before_making=lambda folder: self._read_tokenizer(folder, check_tokenizer),
         )
         self.artifact, self.device = prepared.artifact, prepared.device
-        compiled = CompiledModel.load(self.artifact, prepared.library, threads=threads)
+        self._loop = EngineLoop()
+        self._engine: Engine | None = None
+        weakref.finalize(self, self._loop.close)
+        try:
+            self._engine = self._loop.start(lambda: self._load(prepared, room, threads, speculative))
+        except BaseException:
+            self._loop.close()
+            raise
+        self.context_window = self._engine.context_window
+        self.default_params = SamplingParams(**read_sampling(Fields(self.artifact.chat_config)))
+
+    def _load(self, prepared: Prepared, room: Room, threads: int | None, speculative: str | int) -> Engine:
+        """The engine, with weights and cache."""
+        from mlc_dsv3.runtime.model import CompiledModel
+
+        compiled = CompiledModel.load(prepared.artifact, prepared.library, threads=threads)
         limits = compiled.metadata
         batch = room.batch(limits.max_rows)
         plan = plan_cache(
@@ -97,11 +114,11 @@ class LLM:
             compiled.available_memory(),
             longest=limits.context_window,
             max_batch=batch,
-            preferred=_configured_window(self.artifact.chat_config),
+            preferred=_configured_window(prepared.artifact.chat_config),
         )
         if plan.remark:
             note(plan.remark)
-        self._engine: Engine | None = Engine(
+        return Engine(
             compiled,
             num_pages=plan.num_pages,
             max_batch=batch,
@@ -110,10 +127,6 @@ class LLM:
             eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
             speculation=speculation(speculative, has_mtp="draft" in limits.functions),
         )
-        self.context_window = plan.context_window
-        self.default_params = SamplingParams(**read_sampling(Fields(self.artifact.chat_config)))
-        self._lock = threading.Lock()
-        self._updates: dict[int, deque[Update]] = {}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -133,7 +146,8 @@ class LLM:
         """Continue each prompt (text or token ids), all at once; the completions are in the prompts' order.
 
         Control tokens that a text spells out act as such. `params` are for all prompts or one for each; None is
-        `default_params`, the checkpoint's own.
+        `default_params`, the checkpoint's own. A request that fails has `finish_reason` "error" and its `error`; where
+        all of them fail, the first one's error is raised.
         """
         return self._complete([self._prompt_ids(prompt) for prompt in _prompts(prompts)], params)
 
@@ -157,8 +171,7 @@ class LLM:
     ) -> Iterator[Update]:
         """Updates of one prompt or one conversation as they come; closing the iterator cancels the request.
 
-        The prompt is checked at once and submitted at the first read. Several streams may be read in turns: reading one
-        moves all of them.
+        The prompt is checked at once and submitted at the first read. Raises the request's error where it fails.
         """
         tokens = self.prompt_tokens(prompt, **options)
         params = self.default_params if params is None else params
@@ -167,8 +180,7 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
-        with self._alone():
-            return self._open_engine().logits(token_ids)
+        return self._loop.run(lambda: self._open_engine().logits(token_ids))
 
     def read(
         self,
@@ -182,8 +194,7 @@ class LLM:
         how many tokens that were."""
         tokens = self.prompt_tokens(prompt, **options)
         tokens = tokens[-min(last or len(tokens), self.context_window) :]
-        with self._alone():
-            self._open_engine().read(tokens, watching)
+        self._loop.run(lambda: self._open_engine().read(tokens, watching))
         return len(tokens)
 
     def prompt_tokens(self, prompt: Prompt | Conversation, **options: Unpack[ChatOptions]) -> Sequence[int]:
@@ -199,12 +210,13 @@ class LLM:
         return self.tokenizer.answer_opening(prompt, **options) if _is_conversation(prompt) else ""
 
     def close(self) -> None:
-        """Let go of the model and its cache; the object cannot be used afterwards. In a forked process it does nothing:
-        they are another's."""
+        """End open requests as cancelled and let go of the model and its cache; the object cannot be used afterwards.
+
+        In a forked process it does nothing: they are another's.
+        """
         if belongs_here():
-            with self._lock:
-                self._engine = None
-                self._updates.clear()
+            self._loop.close()
+            self._engine = None
 
     def __enter__(self) -> LLM:
         return self
@@ -219,64 +231,41 @@ class LLM:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one or as many")
-        request_ids: list[int] = []
-        collected: dict[int, list[Update]] = {}
-        try:
-            for tokens, own in zip(prompts, each, strict=True):
-                self._submit(tokens, own, request_ids)
-            for request_id in request_ids:
-                collected[request_id] = list(self._follow(request_id))
-        finally:
-            for request_id in request_ids:
-                self._drop(request_id)
-        return [_completion(collected[request_id]) for request_id in request_ids]
+        inboxes: list[Inbox] = [SimpleQueue() for _ in prompts]
+        with ExitStack() as stack:
+            requests = zip(prompts, each, inboxes, strict=True)
+            for request in [self._request(tokens, own, inbox.put) for tokens, own, inbox in requests]:
+                stack.enter_context(request)
+            return _answered([joined(list(_updates(inbox))) for inbox in inboxes])
 
     def _stream(self, tokens: Sequence[int], params: SamplingParams) -> Iterator[Update]:
-        request_ids: list[int] = []
-        try:
-            self._submit(tokens, params, request_ids)
-            yield from self._follow(request_ids[0])
-        finally:
-            for request_id in request_ids:
-                self._drop(request_id)
-
-    def _submit(self, tokens: Sequence[int], params: SamplingParams, request_ids: list[int]) -> None:
-        """Submit a request and put its id into `request_ids`: an interrupt afterwards must find it there."""
-        with self._alone():
-            request_id = self._open_engine().submit(tokens, params)
-            self._updates[request_id] = deque()
-            request_ids.append(request_id)
-
-    def _follow(self, request_id: int) -> Iterator[Update]:
-        """A request's updates to its end, stepping the engine (and so all other requests) whenever there is none."""
-        while True:
-            with self._alone():
-                engine = self._open_engine()
-                own = self._updates[request_id]
-                if not own:
-                    for update in engine.step():
-                        if update.request_id in self._updates:
-                            self._updates[update.request_id].append(update)
-                update = own.popleft() if own else None
-            if update is not None:
+        inbox: Inbox = SimpleQueue()
+        with self.submitted(tokens, params, inbox.put):
+            for update in _updates(inbox):
+                if update.error is not None:
+                    raise update.error
                 yield update
-                if update.finish_reason is not None:
-                    return
 
-    def _drop(self, request_id: int) -> None:
-        """Forget a request, cancelling it where it is unfinished."""
-        if not belongs_here():
-            return
-        with self._alone():
-            if self._updates.pop(request_id, None) is not None and self._engine is not None:
-                self._engine.cancel(request_id)
+    def submitted(
+        self, tokens: Sequence[int], params: SamplingParams | None, outbox: Outbox
+    ) -> AbstractContextManager[None]:
+        """Run a request while the `with` block lasts; a request that is unfinished at its end is cancelled.
+
+        `outbox` gets its updates, on the engine's thread. UserError for what the model cannot take.
+        """
+        return self._request(tokens, self.default_params if params is None else params, outbox)
+
+    def _request(self, tokens: Sequence[int], params: SamplingParams, outbox: Outbox) -> AbstractContextManager[None]:
+        refuse_after_fork()
+        return self._running(self._open_engine().prepare(tokens, params), outbox)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let no other thread and no Ctrl-C in. ForkError in a forked process, where the lock might stay locked."""
-        refuse_after_fork()
-        with self._lock, deferred_interrupts():
+    def _running(self, request: Request, outbox: Outbox) -> Iterator[None]:
+        try:
+            self._loop.submit(request, outbox)
             yield
+        finally:
+            self._loop.cancel(request.request_id)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:
@@ -330,18 +319,23 @@ def _prompts(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts
 
 
+def _updates(inbox: Inbox) -> Iterator[Update]:
+    """A request's updates to its end."""
+    while True:
+        refuse_after_fork()
+        update = inbox.get()
+        yield update
+        if update.finish_reason is not None:
+            return
+
+
+def _answered(completions: list[Completion]) -> list[Completion]:
+    """The completions; raises the first error where there is nothing else."""
+    errors = [completion.error for completion in completions if completion.error is not None]
+    if errors and len(errors) == len(completions):
+        raise errors[0]
+    return completions
+
+
 def _is_conversation(prompt: Prompt | Conversation) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
-
-
-def _completion(updates: list[Update]) -> Completion:
-    last = updates[-1]
-    with_logprobs = last.logprobs is not None
-    return Completion(
-        text="".join(update.text for update in updates),
-        token_ids=[token for update in updates for token in update.token_ids],
-        finish_reason=last.finish_reason,
-        logprobs=[entry for update in updates for entry in update.logprobs] if with_logprobs else None,
-        prompt_tokens=last.prompt_tokens,
-        reused_tokens=last.reused_tokens,
-    )

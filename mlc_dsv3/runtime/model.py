@@ -109,16 +109,18 @@ class CompiledModel:
         """Append what `draft` would to the MTP layer's cache, and predict nothing: most of the layer is not read."""
         self._run("follow", batch.tokens, *self._layer_inputs(batch))
 
-    def sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int | NotFiniteError]:
         """The token of each draw from a step's output, once the step has run; no row has two draws.
 
-        A device that can chooses by itself for requests that do not need the logits, so that only ids come back.
-        NotFiniteError, with what to try, where logits are not finite.
+        A device that can chooses by itself for requests that do not need the logits, so that only ids come back. A
+        draw whose logits are not finite gets a NotFiniteError, with what to try, in place of a token.
         """
-        try:
-            return self._sample(output, draws)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{error}; {self.advice_for_more_range()}") from None
+        return [self._advised(token) for token in self._sample(output, draws)]
+
+    def _advised(self, token: int | NotFiniteError) -> int | NotFiniteError:
+        if isinstance(token, NotFiniteError):
+            return NotFiniteError(f"{token}; {self.advice_for_more_range()}")
+        return token
 
     def advice_for_more_range(self) -> str:
         """What to try where numbers overflow."""
@@ -132,9 +134,9 @@ class CompiledModel:
             return f"the latent cache is in float32 and the weights in {quantization}, try --quantization q0f32"
         return "the latent cache and the weights are in float32, so check the checkpoint's weights"
 
-    def _sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int]:
+    def _sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int | NotFiniteError]:
         there = [draw for draw in draws if "sample" in self.metadata.functions and not draw.params.needs_logits]
-        tokens: dict[int, int] = {}
+        tokens: dict[int, int | NotFiniteError] = {}
         if there:
             words = np.stack([draw.words() for draw in there]).astype(np.int32, copy=False)
             ids = self._memory.read(self.library.calls("sample", [output.logits_tensor, words]))

@@ -63,9 +63,12 @@ class Draw:
     seed: int
     position: int
 
-    def from_logits(self, logits: np.ndarray) -> int:
-        """The token, by the host, from a step's logits (wanted, vocab_size)."""
-        return sample(logits[self.row], self.params, self.history, self.seed, self.position)
+    def from_logits(self, logits: np.ndarray) -> int | NotFiniteError:
+        """The token, by the host, from a step's logits (wanted, vocab_size), or why there is none."""
+        try:
+            return sample(logits[self.row], self.params, self.history, self.seed, self.position)
+        except NotFiniteError as error:
+            return error
 
     def words(self) -> np.ndarray:
         """What a device is told: int32 (WORDS,)."""
@@ -80,11 +83,9 @@ class Draw:
             number=number,
         )
 
-    def from_device(self, token: int) -> int:
-        """The token that a device chose, which is negative where there was none to choose."""
-        if token < 0:
-            raise _not_finite(self.position)
-        return token
+    def from_device(self, token: int) -> int | NotFiniteError:
+        """The token that a device chose, which is negative where there was none to choose, or why there is none."""
+        return token if token >= 0 else _not_finite(self.position)
 
 
 def sample(logits: np.ndarray, params: SamplingParams, history: TokenHistory | None, seed: int, position: int) -> int:

@@ -75,11 +75,14 @@ class Scheduler:
         """Let a new sequence wait for its turn."""
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that is finished or cancelled; what it computed stays in the prefix cache."""
+    def remove(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Forget a sequence that is finished or cancelled; `keep` what it computed in the prefix cache."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self._release(sequence)
+            if keep:
+                self._release(sequence)
+            else:
+                self.pool.release(sequence.release())
         else:
             self.waiting.remove(sequence)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
 from mlc_dsv3.runtime.sampler import TokenHistory
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.stopping import StopFilter
@@ -19,6 +20,19 @@ class TextStream(Protocol):
 
     def push(self, token: int) -> str:
         """The text that `token` completes."""
+
+    def update(
+        self,
+        token_ids: list[int],
+        text: str,
+        reason: FinishReason | None,
+        logprobs: list[TokenLogprob] | None = None,
+        error: Exception | None = None,
+    ) -> Update:
+        """What a step added to this request."""
+        if logprobs is None and self.params.logprobs is not None:
+            logprobs = []
+        return Update(self.request_id, token_ids, text, reason, logprobs, self.prompt_length, self.reused, error)
 
     def finish(self) -> str:
         """What is left of an unfinished character."""
@@ -86,6 +100,19 @@ class Sequence:
             return "", True
         text = self._detokenizer.push(token) if self._detokenizer is not None else ""
         return self._stops.push(text), self._stops.stopped
+
+    def update(
+        self,
+        token_ids: list[int],
+        text: str,
+        reason: FinishReason | None,
+        logprobs: list[TokenLogprob] | None = None,
+        error: Exception | None = None,
+    ) -> Update:
+        """What a step added to this request."""
+        if logprobs is None and self.params.logprobs is not None:
+            logprobs = []
+        return Update(self.request_id, token_ids, text, reason, logprobs, self.prompt_length, self.reused, error)
 
     def finish(self) -> tuple[str, bool]:
         """The text still held back, when no more tokens come, and whether it has a stop string after all."""

@@ -44,6 +44,7 @@ class FakeModel:
         self.config = SimpleNamespace(vocab_size=vocab_size)
         self.steps: list[Batch] = []
         self.drafts: list[DraftBatch] = []
+        self.breaks_on: int | None = None  # logits behind this token are NaN
         self.cache = self.next_tokens = np.empty(0)
 
     def allocate_cache(self, num_pages: int) -> None:
@@ -142,6 +143,8 @@ class FakeModel:
         return history
 
     def _logits(self, history: np.ndarray) -> np.ndarray:
+        if history[-1, 0] == self.breaks_on:
+            return np.full(self.config.vocab_size, np.nan, np.float32)
         seed = zlib.crc32(np.ascontiguousarray(history).tobytes())
         return np.random.default_rng(seed).normal(0, 2, self.config.vocab_size).astype(np.float32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_model import BLOCK, FakeMetadata, FakeModel, FakeStream, answer, make_engine, run, text_of, tokens_of
@@ -338,20 +340,30 @@ def test_logits_of_too_many_tokens_are_refused() -> None:
         make_engine().logits([1] * 97)
 
 
-def test_logits_that_are_not_finite_are_an_error() -> None:
-    class Broken(FakeModel):
-        def _logits(self, history: np.ndarray) -> np.ndarray:
-            return super()._logits(history) if len(history) < 9 else np.full(256, np.nan, np.float32)
+@pytest.mark.parametrize("speculative", ["off", 3])
+def test_a_request_whose_logits_are_not_finite_ends_alone(speculative: str | int) -> None:
+    model = FakeModel()
+    model.breaks_on = 250
+    engine = make_engine(model, speculation=speculation(speculative, has_mtp=True))
+    sound = engine.submit(prompt(3), replace(GREEDY, max_tokens=12))
+    broken = engine.submit([*prompt(8), 250], replace(GREEDY, logprobs=1))
+    updates = run(engine)
+    assert tokens_of(updates[sound]) == greedy_reference(prompt(3), 12), "the other is as it was"
+    (last,) = updates[broken]
+    assert (last.finish_reason, last.token_ids, last.logprobs) == ("error", [], [])
+    assert isinstance(last.error, NotFiniteError) and "position 8" in str(last.error)
+    engine.clear_cache()
+    assert engine.free_pages == 64
 
-    engine = make_engine(Broken())
-    sound, broken = engine.submit(prompt(3), GREEDY), engine.submit(prompt(9), GREEDY)
-    for _ in range(2):
-        with pytest.raises(NotFiniteError, match="not finite"):
-            engine.step()
-    engine.cancel(broken)
-    tokens = [token for _ in range(5) for update in engine.step() for token in update.token_ids]
-    assert tokens == greedy_reference(prompt(3), 5), "the others are as they were"
-    engine.cancel(sound)
+
+def test_what_a_failed_request_computed_is_not_reused() -> None:
+    model = FakeModel()
+    model.breaks_on = 250
+    engine = make_engine(model)
+    tokens = [*prompt(40), 250]
+    answer(engine, tokens, GREEDY)
+    (last,) = answer(engine, tokens, GREEDY)
+    assert last.reused_tokens == 0
 
 
 requests_of_a_schedule = st.lists(

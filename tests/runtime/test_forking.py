@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
@@ -57,7 +58,7 @@ USES = {
     "stream": lambda model: list(model.stream(QUESTION, GREEDY)),
     "logits": lambda model: model.logits([1, 2, 3]),
     "another model": lambda model: LLM(),
-    "the engine": lambda model: model._engine.logits([1, 2, 3]),
+    "the engine's thread": lambda model: model._loop.run(lambda: None),
 }
 
 
@@ -72,9 +73,14 @@ def test_a_model_used_in_a_child_is_an_error_by_name(llm: LLM, use: str) -> None
 
 
 def test_a_fork_while_another_thread_uses_the_model_does_not_wait_for_it(llm: LLM) -> None:
-    with llm._lock:
+    release = threading.Event()
+    busy = threading.Thread(target=lambda: llm._loop.run(release.wait))
+    busy.start()
+    with llm._loop._posting:
         assert in_a_child(lambda: llm.chat(QUESTION, GREEDY))[0] == "ForkError"
         assert in_a_child(llm.close) == ("returned", "None")
+    release.set()
+    busy.join()
 
 
 def test_multiprocessings_fork_is_a_fork(llm: LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -18,7 +19,8 @@ from fake_model import FakeModel, FakeStream, text_of, tokens_of
 
 import mlc_dsv3
 from mlc_dsv3 import LLM, Completion, SamplingParams
-from mlc_dsv3.errors import ForkError, UserError
+from mlc_dsv3.errors import DeviceError, ForkError, NotFiniteError, UserError
+from mlc_dsv3.runtime.async_llm import AsyncLLM
 from mlc_dsv3.runtime.hub import model_folder
 from mlc_dsv3.runtime.template import ChatTemplate
 
@@ -145,7 +147,7 @@ def test_closing_a_stream_cancels_its_request(parts: Parts) -> None:
     llm.generate("x", SamplingParams(max_tokens=3, ignore_eos=True))
     assert {len(set(batch.sequences.tolist())) for batch in parts.model.steps[steps:]} == {1}
     llm.stream("never read", GREEDY)
-    assert not llm._engine.has_work
+    assert not llm._loop.run(lambda: llm._engine.has_work)
 
 
 def test_threads_may_share_a_model(parts: Parts) -> None:
@@ -164,24 +166,114 @@ def test_threads_may_share_a_model(parts: Parts) -> None:
     assert [got[prompt] for prompt in prompts] == expected
 
 
-def test_an_interrupt_waits_for_the_end_of_the_step_and_the_model_stays_usable(parts: Parts) -> None:
+def test_an_interrupt_ends_the_requests_and_the_model_stays_usable(parts: Parts) -> None:
     llm = LLM()
     (expected,) = llm.generate("some words", GREEDY)
-    step, finished = parts.model.step, []
+    step, started = parts.model.step, []
 
     def interrupted(batch: object) -> object:
-        os.kill(os.getpid(), signal.SIGINT)
-        output = step(batch)
-        finished.append(batch)
-        return output
+        started.append(batch)
+        if len(started) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(batch)
 
     parts.model.step = interrupted
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["some words", "others"], SamplingParams(ignore_eos=True))
-    assert len(finished) == 1
-    parts.model.step = step
-    assert not llm._engine.has_work
+    assert not llm._loop.run(lambda: llm._engine.has_work)
     assert llm.generate("some words", GREEDY)[0].token_ids == expected.token_ids
+
+
+def test_a_request_that_fails_leaves_the_others_their_answers(parts: Parts) -> None:
+    llm = LLM()
+    (expected,) = llm.generate("some words", GREEDY)
+    parts.model.breaks_on = ord("!")
+    words, broken = llm.generate(["some words", "no!"], GREEDY)
+    assert words.token_ids == expected.token_ids
+    assert (broken.finish_reason, broken.token_ids, broken.text) == ("error", [], "")
+    assert "not finite" in str(broken.error)
+    with pytest.raises(NotFiniteError):
+        llm.generate("no!", GREEDY)
+    with pytest.raises(NotFiniteError):
+        list(llm.stream("no!", GREEDY))
+
+
+def test_a_step_that_fails_ends_every_request_with_its_error(parts: Parts) -> None:
+    llm = LLM()
+    step = parts.model.step
+
+    def fail(batch: object) -> None:
+        raise MemoryError("the device has no memory left")
+
+    parts.model.step = fail
+    with pytest.raises(MemoryError, match="no memory left"):
+        llm.generate(["one", "two"], GREEDY)
+    parts.model.step = step
+    assert llm.generate("one", GREEDY)[0].finish_reason == "length", "the next requests are served"
+
+
+def test_a_device_that_was_lost_stays_lost(parts: Parts) -> None:
+    llm = LLM()
+    step = parts.model.step
+
+    def fail(batch: object) -> None:
+        raise DeviceError("the device was lost")
+
+    parts.model.step = fail
+    with pytest.raises(DeviceError):
+        llm.generate("one", GREEDY)
+    parts.model.step = step
+    with pytest.raises(DeviceError, match="the device was lost"):
+        llm.generate("one", GREEDY)
+
+
+def test_an_async_client_reads_several_streams_at_once(parts: Parts) -> None:
+    async def answers() -> list[Completion]:
+        async with AsyncLLM() as llm:
+            return await asyncio.gather(*(llm.complete(prompt, GREEDY) for prompt in ("one", "two", "three")))
+
+    expected = [LLM().generate(prompt, GREEDY)[0] for prompt in ("one", "two", "three")]
+    assert asyncio.run(answers()) == expected
+
+
+def test_an_async_stream_that_is_left_is_cancelled(parts: Parts) -> None:
+    async def leave() -> bool:
+        async with AsyncLLM() as llm:
+            stream = llm.stream("some words", SamplingParams(ignore_eos=True, max_tokens=60))
+            assert (await anext(stream)).finish_reason is None
+            await stream.aclose()
+            return llm.llm._loop.run(lambda: llm.llm._engine.has_work)
+
+    assert asyncio.run(leave()) is False
+
+
+def test_an_async_request_that_fails_raises_its_error(parts: Parts) -> None:
+    async def fail() -> None:
+        async with AsyncLLM() as llm:
+            with pytest.raises(NotFiniteError):
+                await llm.complete("no!", GREEDY)
+            with pytest.raises(UserError, match="the prompt is empty"):
+                await llm.complete("", GREEDY)
+            assert (await llm.complete("yes", GREEDY)).finish_reason == "length"
+
+    parts.model.breaks_on = ord("!")
+    asyncio.run(fail())
+
+
+def test_closing_ends_open_streams_as_cancelled(parts: Parts) -> None:
+    llm = LLM()
+    release = threading.Event()
+    step = parts.model.step
+
+    def slow(batch: object) -> object:
+        release.wait(0.01)
+        return step(batch)
+
+    parts.model.step = slow
+    stream = llm.stream("some words", SamplingParams(ignore_eos=True))
+    next(stream)
+    llm.close()
+    assert list(stream)[-1].finish_reason == "cancelled"
 
 
 def test_logits_have_a_row_for_each_token(parts: Parts) -> None:
@@ -279,7 +371,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(parts: Parts, ca
         call(llm)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
-    assert not llm._engine.has_work
+    assert not llm._loop.run(lambda: llm._engine.has_work)
 
 
 def test_a_closed_model_says_so(parts: Parts) -> None:

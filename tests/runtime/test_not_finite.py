@@ -61,7 +61,7 @@ def test_the_engine_goes_on_after_a_request_that_was_not_finite(artifact: Path, 
             with pytest.raises(NotFiniteError) as error:
                 llm.generate([PROMPT, PROMPT[:5]], GREEDY)
             assert isinstance(error.value, UserError)
-        assert not llm._engine.has_work
+        assert not llm._loop.run(lambda: llm._engine.has_work)
 
 
 def test_a_float32_cache_holds_them_and_the_answer_is_the_plain_checkpoints(artifact: Path, compiled: Callable) -> None:

@@ -144,5 +144,5 @@ def test_logits_that_are_not_finite_give_no_token(options: dict) -> None:
     wanted = draws([SamplingParams(**options)] * 6)
     found = on_device(logits, wanted)
     assert found[:4] == [-1] * 4 and min(found[4:]) >= 0
-    with pytest.raises(NotFiniteError, match="logits at position 6 are not finite"):
-        Draw(0, SamplingParams(**options), None, 0, 7).from_device(found[0])
+    error = Draw(0, SamplingParams(**options), None, 0, 7).from_device(found[0])
+    assert isinstance(error, NotFiniteError) and "logits at position 6 are not finite" in str(error)
