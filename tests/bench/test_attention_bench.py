@@ -32,6 +32,7 @@ def bench(config: str, *options: str) -> int:
     ("batches", "depths", "found"),
     quick_first([("3", "40", [(3, 40)]), ("1,3", "40,100", [(1, 40), (3, 40), (1, 100), (3, 100)])]),
 )
+@pytest.mark.full
 def test_each_batch_is_measured_at_each_depth(
     batches: str, depths: str, found: list[tuple[int, int]], config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

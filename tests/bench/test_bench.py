@@ -49,6 +49,7 @@ def test_the_bandwidth_is_measured_over_a_gibibyte() -> None:
     assert bandwidth.DEFAULT_BYTES >= 1 << 30
 
 
+@pytest.mark.full
 def test_json_is_a_list_with_one_object_a_measurement(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prefill", "8", "--decode", "2", "--depth", "0,100", "--batch", "1,3", "--verify", "2", "--profile"]
     assert main(["bench", "--model-config", str(config), "--random-weights", *options, "--json"]) == 0

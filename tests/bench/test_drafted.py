@@ -25,6 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_each_number_of_drafts_beside_plain_decoding(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model-config", str(config), "--random-weights", "--decode", "60", "--rounds", "2"]
     assert main(["bench", *options, "--speculative", "1,3,auto", "--acceptance", "0.75", "--json"]) == 0

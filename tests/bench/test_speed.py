@@ -21,6 +21,7 @@ def bench(compiled: Callable[..., Any]) -> SpeedBench:
     return made
 
 
+@pytest.mark.full
 def test_loading_and_the_first_token_are_timed(bench: SpeedBench) -> None:
     startup = bench.first_token()
     assert startup.load_seconds > 0
@@ -40,6 +41,7 @@ def test_steps_take_turns_and_advance(bench: SpeedBench, monkeypatch: pytest.Mon
     assert len(set(pages.flat)) == pages.size, "every sequence has pages of its own"
 
 
+@pytest.mark.full
 def test_a_filled_cache_in_codes_has_normal_scales(compiled: Callable[..., Any]) -> None:
     model = compiled("deepseek_v3", "q4f16_1", "int8")
     made = SpeedBench(model.artifact, model.library, 1, 1, 40)

@@ -57,6 +57,7 @@ def test_a_limit_on_files_is_one_line(config: str, tmp_path: Path) -> None:
     assert done.stderr == f"mlc_dsv3: error: compiling writes up to 32 MiB to {tmp_path}: File too large\n"
 
 
+@pytest.mark.full
 def test_compiling_for_a_processor_needs_no_folder_for_temporary_files(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_kernel_over_a_limit_is_refused_by_its_name_and_the_limit(kernel: Devi
         refuse_over_limits([kernel], limits, "cuda")
 
 
+@pytest.mark.full
 def test_a_tile_that_wants_too_much_ends_compilation_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlc_dsv3.compiler import targets
 

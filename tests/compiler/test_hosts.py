@@ -45,6 +45,7 @@ def compiled_for(host: str, folder: Path) -> Path:
 
 
 @pytest.mark.skipif(not (shutil.which(CROSS_COMPILER) and shutil.which(EMULATOR)), reason="no emulator of aarch64")
+@pytest.mark.full
 def test_a_library_for_aarch64_loads_there(tmp_path: Path) -> None:
     library = compiled_for("aarch64-linux", tmp_path)
     (tmp_path / "loader.c").write_text(LOADER)

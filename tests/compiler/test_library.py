@@ -55,6 +55,7 @@ def test_an_artifact_of_another_config_is_refused_by_the_field_that_differs(tiny
         CompiledModel.load(Artifact.open(other.artifact), tiny.library)
 
 
+@pytest.mark.full
 def test_an_artifact_of_another_quantization_is_refused(tiny, compiled) -> None:
     other = compiled("youtu", "q4f16_1")
     with pytest.raises(UserError, match="quantization is q0f32 in the library and q4f16_1 in the model"):

@@ -15,6 +15,7 @@ def qualities():
     return {quality.quantization: quality for quality in found}
 
 
+@pytest.mark.full
 def test_most_held_out_questions_are_answered_right(qualities) -> None:
     assert qualities["q0f32"].accuracy >= 0.8
     assert qualities["q4f16_1"].accuracy >= 0.75

@@ -131,6 +131,7 @@ def test_rebalancing_evens_the_load_and_changes_biases_alone(
     assert "7" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_what_cannot_be_rebalanced_is_refused(
     compiled, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

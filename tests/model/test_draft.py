@@ -9,13 +9,14 @@ import pytest
 from golden import checkpoints
 from golden.driver import Driver
 from golden.families import CHECKPOINTS
+from marks import quick_first
 
 TOLERANCE = 1e-3
 
 WITH_DRAFT = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.mtp_layers]
 
 
-@pytest.fixture(scope="module", params=WITH_DRAFT)
+@pytest.fixture(scope="module", params=quick_first(WITH_DRAFT, of_fixture=True))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

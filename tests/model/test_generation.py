@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from golden import checkpoints
 from golden.families import CHECKPOINTS
+from marks import quick_first
 
 from mlc_dsv3 import LLM, SamplingParams
 
@@ -24,7 +25,7 @@ def llm(compiled: Callable[..., Any]) -> Callable[[str], LLM]:
     return load
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", quick_first(CHECKPOINTS))
 def test_greedy_tokens_alone_and_in_a_batch(name: str, llm: Callable[[str], LLM]) -> None:
     model = llm(name)
     prompt, greedy = checkpoints.prompt(name).tolist(), checkpoints.golden(name)["greedy"].tolist()

@@ -33,7 +33,7 @@ LENGTH = 48
         + [(name, "q0f32") for name in NAMES[1:]]
         + [(NAMES[0], q) for q in QUANTIZATIONS[1:]]
         + [(NAMES[0], PACKED, "float16"), (NAMES[0], "q0f32", "int8")],
-        quick=3,
+        quick=2,
         of_fixture=True,
     ),
 )

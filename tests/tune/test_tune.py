@@ -52,6 +52,7 @@ def test_a_model_that_is_not_there_is_a_users_mistake(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("mlc_dsv3: error: ")
 
 
+@pytest.mark.full
 def test_a_tuned_record_is_what_compile_uses(config: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data"), "HOME": str(tmp_path)}
 

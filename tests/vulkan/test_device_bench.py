@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from golden.families import CHECKPOINTS
 from on_device import DEVICE, needs_gpu
 
@@ -21,6 +22,7 @@ def test_limits_are_positive() -> None:
     assert _Stream(resolve_target(DEVICE), 1 << 20).best(1) > 0
 
 
+@pytest.mark.full
 def test_attention_alone_is_timed() -> None:
     config = parse_config(json.loads(json.dumps(CHECKPOINTS["deepseek_v3"].config)))
     assert AttentionBench(config, "q4f16_1", resolve_target(DEVICE), 1, 3, 40).seconds() > 0

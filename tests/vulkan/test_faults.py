@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from marks import full
 from on_device import needs_vulkan
 
 pytestmark = needs_vulkan
@@ -172,10 +171,11 @@ sys.exit(main(["chat", *arguments]))
     ("function", "result", "text"),
     [
         ("vkQueueSubmit", DEVICE_LOST, "was lost while submitting a batch"),
-        full(("vkAllocateMemory", OUT_OF_DEVICE_MEMORY, "has no memory left: allocating")),
-        full(("vkCreateComputePipelines", UNKNOWN, "failed with VK_ERROR_UNKNOWN")),
+        ("vkAllocateMemory", OUT_OF_DEVICE_MEMORY, "has no memory left: allocating"),
+        ("vkCreateComputePipelines", UNKNOWN, "failed with VK_ERROR_UNKNOWN"),
     ],
 )
+@pytest.mark.full
 def test_chat_says_it_in_one_line(
     child: Child, compiled: Callable[..., Any], function: str, result: int, text: str
 ) -> None:

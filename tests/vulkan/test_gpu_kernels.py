@@ -84,7 +84,7 @@ ROWS = (1, 3, 8, 9, 70)  # one, a few, and many
 
 
 @pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q0bf16"]))
-@pytest.mark.parametrize(("out", "other", "width"), [(1, 3, 1), (130, 21, 70), (64, 96, 512)])
+@pytest.mark.parametrize(("out", "other", "width"), quick_first([(130, 21, 70), (1, 3, 1), (64, 96, 512)]))
 def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, other: int, width: int) -> None:
     layout = layout_of(quantization)
     (first, w), (second, v) = stored(layout, normal(out, width)), stored(layout, normal(other, width))
@@ -106,7 +106,9 @@ def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, o
 
 
 @pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q8f16_1"]))
-@pytest.mark.parametrize(("out", "width", "experts"), [(1, 1, 0), (21, 70, 13), (96, 512, 64), (33, 64, 0)])
+@pytest.mark.parametrize(
+    ("out", "width", "experts"), quick_first([(21, 70, 13), (1, 1, 0), (96, 512, 64), (33, 64, 0)])
+)
 def test_gate_and_up_beside_the_router(quantization: str, out: int, width: int, experts: int) -> None:
     layout = layout_of(quantization)
     arrays, exact = stored(layout, normal(2 * out, width) * 0.3)
@@ -174,7 +176,9 @@ def test_rows_are_selected() -> None:
     assert np.array_equal(found, x[wanted])
 
 
-@pytest.mark.parametrize(("name", "quantization"), [("greedy", "q4f16_1"), *((name, "q0f32") for name in ROUTERS)])
+@pytest.mark.parametrize(
+    ("name", "quantization"), quick_first([("greedy", "q4f16_1"), *((name, "q0f32") for name in ROUTERS)])
+)
 @pytest.mark.parametrize("shared", quick_first([42, 0]))
 def test_experts(name: str, quantization: str, shared: int) -> None:
     layout, router, hidden, width = layout_of(quantization), ROUTERS[name], 70, 21
@@ -195,6 +199,7 @@ def test_experts(name: str, quantization: str, shared: int) -> None:
         assert error(found, expected) < tolerance(quantization, rows), rows
 
 
+@pytest.mark.full
 def test_experts_of_the_family() -> None:
     """More of them than a block has threads: DeepSeek-V3's router."""
     layout, hidden, width, rows = layout_of("q4f16_1"), 64, 32, 3
@@ -218,11 +223,11 @@ def test_experts_of_the_family() -> None:
 
 
 SHAPES = {
+    "8-bit cache, odd groups": AttentionShape(5, 40, 24, 8, 20, True, 0.2, 16, "int8"),
     "odd heads": AttentionShape(5, 40, 24, 8, 20, True, 0.2, 16, "float32"),
     "value wider than key": AttentionShape(3, 64, 16, 16, 48, False, 0.15, 16, "float32"),
     "one head": AttentionShape(1, 32, 8, 4, 8, True, 0.3, 8, "float32"),
     "float16 cache": AttentionShape(4, 96, 32, 16, 32, True, 0.2, 16, "float16"),
-    "8-bit cache, odd groups": AttentionShape(5, 40, 24, 8, 20, True, 0.2, 16, "int8"),
     "8-bit cache": AttentionShape(3, 512, 128, 64, 128, True, 0.07, 16, "int8"),
     "more heads than a tile has": AttentionShape(18, 512, 16, 64, 16, True, 0.07, 16, "float16"),
     "the family's widths": AttentionShape(3, 512, 128, 64, 128, True, 0.07, 16, "float16"),
@@ -276,7 +281,7 @@ class World(Latents):
 
 
 @pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32"]))
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", quick_first(SHAPES))
 def test_absorbed_attention(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (150, 33))
     positions = np.array([0, 149, 7, 32, 31, 64, 40, 1, 96, 120], np.int32)
@@ -396,6 +401,7 @@ def check_appended(
     assert np.array_equal(world.cache[untouched], before[untouched])
 
 
+@pytest.mark.full
 def test_other_tiles() -> None:
     """More threads than heads, keys, columns or parts, and fewer."""
     layout = layout_of("q4f16_1")

@@ -64,6 +64,7 @@ def test_a_tile_that_no_kernel_can_have_is_not_tried(tile: dict[str, int]) -> No
     assert not gpu_choices.is_possible({**default, **tile})
 
 
+@pytest.mark.full
 def test_experts_come_from_memory_in_turn(cases: dict[str, KernelCases], device: TuneDevice) -> None:
     """What the logits choose differs from list to list, and the weights are there once."""
     case, tile = cases["experts"].cases[0], build_options(resolve_target("vulkan"), "q4f16_1").tile
@@ -105,6 +106,7 @@ def test_a_tile_changes_how_fast_a_kernel_is_and_not_what_it_computes(
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_a_tile_that_wants_too_much_shared_memory_is_passed_over(
     cases: dict[str, KernelCases], device: TuneDevice
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 from golden import checkpoints
 from golden.driver import Driver, mixed_schedule
 from golden.families import CHECKPOINTS
-from marks import full, quick_first
+from marks import quick_first
 from on_device import DEVICE, needs_gpu, needs_vulkan
 
 from mlc_dsv3 import LLM, SamplingParams, native_parts
@@ -178,7 +178,7 @@ def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., An
 
 @pytest.mark.parametrize(
     ("quantization", "cache"),
-    [("q4f16_1", "int8"), *map(full, [("q0bf16", None), ("q4f16_1", None), ("q8f16_1", None), ("e4m3f32_1", None)])],
+    quick_first([("q4f16_1", "int8"), ("q0bf16", None), ("q4f16_1", None), ("q8f16_1", None), ("e4m3f32_1", None)], 0),
 )
 def test_quantized_logits_are_the_cpus(
     quantization: str, cache: str | None, driver: Callable[..., Driver], on_gpu: Callable[..., Driver]
@@ -194,6 +194,7 @@ def test_quantized_logits_are_the_cpus(
     assert rounded or of_tokens.max() <= 3e-2
 
 
+@pytest.mark.full
 def test_a_row_has_the_same_bits_whatever_runs_beside_it(on_gpu: Callable[..., Driver]) -> None:
     """Within the kernels of few rows."""
     prompt, chosen = checkpoints.prompt("deepseek_v2_lite")[:24], on_gpu("deepseek_v2_lite")
@@ -236,6 +237,7 @@ def test_drafts_change_no_token() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.full
 def test_weights_that_do_not_fit_are_refused_with_the_numbers(
     compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(
 
 
 @needs_vulkan
+@pytest.mark.full
 def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("PYTHONPATH", None)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from marks import quick_first
 from on_device import device, needs_vulkan, target
 from tvm import relax
 from tvm.s_tir import dlight
@@ -36,7 +37,7 @@ def operator(make: Callable[..., relax.Expr], *inputs: np.ndarray) -> Any:
     return found.numpy() if hasattr(found, "numpy") else [each.numpy() for each in found]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "int64"])
+@pytest.mark.parametrize("dtype", quick_first(["float32", "float16", "int32", "int64"]))
 def test_sorting(dtype: str) -> None:
     x = DISTINCT.astype(dtype)
     assert np.array_equal(operator(lambda a: relax.op.sort(a, 0), x), np.sort(x))
@@ -50,7 +51,7 @@ def test_the_largest_and_their_places() -> None:
     assert np.array_equal(values, np.take_along_axis(ROWS, expected, 1))
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("dtype", quick_first(["int32", "int64"]))
 def test_running_sums_and_products(dtype: str) -> None:
     x = RANDOM.integers(-50, 50, (3, 300, 2)).astype(dtype)
     assert np.array_equal(operator(lambda a: relax.op.cumsum(a, 1), x), x.cumsum(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from on_device import needs_vulkan
 
 from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
@@ -17,6 +18,7 @@ from mlc_dsv3.vulkan import native
 pytestmark = needs_vulkan
 
 
+@pytest.mark.full
 def test_the_limit_is_the_devices() -> None:
     meter = DeviceBandwidthMeter(resolve_target("vulkan"), 1 << 24)
     first = meter.measure(1)
