@@ -18,7 +18,7 @@ from mlc_dsv3.weights import Checkpoint
 
 
 @pytest.fixture(
-    scope="module", params=quick_first([("q4f16_1", "int8"), ("q4f16_1", None), ("q0bf16", None)], 0, of_fixture=True)
+    scope="module", params=quick_first([("q4f16_1", "int8"), ("q4f16_1", None), ("q0bf16", None)], 0, whole=True)
 )
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's."""

@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 WITH_DRAFT = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.mtp_layers]
 
 
-@pytest.fixture(scope="module", params=quick_first(WITH_DRAFT, of_fixture=True))
+@pytest.fixture(scope="module", params=quick_first(WITH_DRAFT, whole=True))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

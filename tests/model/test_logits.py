@@ -21,7 +21,7 @@ NAMES = [*FAMILIES, *(name for name in CHECKPOINTS if name not in FAMILIES)]
 WITH_LONG = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.long]
 
 
-@pytest.fixture(scope="module", params=quick_first(NAMES, len(FAMILIES), of_fixture=True))
+@pytest.fixture(scope="module", params=quick_first(NAMES, len(FAMILIES), whole=True))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

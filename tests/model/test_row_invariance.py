@@ -29,12 +29,11 @@ LENGTH = 48
 @pytest.fixture(
     scope="module",
     params=quick_first(
-        [(NAMES[0], "q0f32"), *((name, PACKED) for name in NAMES)]
-        + [(name, "q0f32") for name in NAMES[1:]]
+        [(NAMES[0], "q0f32"), *((name, PACKED) for name in NAMES), (NAMES[2], "q0f32")]
         + [(NAMES[0], q) for q in QUANTIZATIONS[1:]]
         + [(NAMES[0], PACKED, "float16"), (NAMES[0], "q0f32", "int8")],
         quick=2,
-        of_fixture=True,
+        whole=True,
     ),
 )
 def model(request: pytest.FixtureRequest, driver: Callable[..., Driver]) -> Driver:

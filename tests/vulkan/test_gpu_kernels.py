@@ -10,7 +10,7 @@ import tvm
 from golden.latents import Latents, cached_values, rotate, stored_cache
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
-from marks import quick_first
+from marks import each_once, quick_first
 from on_device import device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
@@ -58,9 +58,11 @@ def stored(layout: Layout, values: np.ndarray) -> tuple[list[np.ndarray], np.nda
     return [a.view(np.uint16) if a.dtype.itemsize == 2 and a.dtype.kind == "V" else a for a in arrays], exact
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize(("out", "width", "residual"), [(1, 1, True), (130, 70, False), (96, 512, True)])
-def test_linear(quantization: str, out: int, width: int, residual: bool) -> None:
+@pytest.mark.parametrize(
+    ("quantization", "shape"), each_once(QUANTIZATIONS, [(130, 70, False), (1, 1, True), (96, 512, True)])
+)
+def test_linear(quantization: str, shape: tuple[int, int, bool]) -> None:
+    out, width, residual = shape
     layout = layout_of(quantization)
     arrays, exact = stored(layout, normal(out, width))
     for rows in (1, 3, 8, 9, 70):
@@ -83,9 +85,12 @@ def silu(x: np.ndarray) -> np.ndarray:
 ROWS = (1, 3, 8, 9, 70)  # one, a few, and many
 
 
-@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q0bf16"]))
-@pytest.mark.parametrize(("out", "other", "width"), quick_first([(130, 21, 70), (1, 3, 1), (64, 96, 512)]))
-def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, other: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("quantization", "shape"),
+    each_once(["q4f16_1", "q0f32", "q0bf16"], [(130, 21, 70), (1, 3, 1), (64, 96, 512)]),
+)
+def test_two_matrices_share_a_launch_and_the_norm(quantization: str, shape: tuple[int, int, int]) -> None:
+    out, other, width = shape
     layout = layout_of(quantization)
     (first, w), (second, v) = stored(layout, normal(out, width)), stored(layout, normal(other, width))
     norm = normal(width)
@@ -105,11 +110,12 @@ def test_two_matrices_share_a_launch_and_the_norm(quantization: str, out: int, o
         assert np.abs(found - expected @ w.T).max() < allowed, rows
 
 
-@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32", "q8f16_1"]))
 @pytest.mark.parametrize(
-    ("out", "width", "experts"), quick_first([(21, 70, 13), (1, 1, 0), (96, 512, 64), (33, 64, 0)])
+    ("quantization", "shape"),
+    each_once(["q4f16_1", "q0f32", "q8f16_1"], [(21, 70, 13), (1, 1, 0), (96, 512, 64), (33, 64, 0)]),
 )
-def test_gate_and_up_beside_the_router(quantization: str, out: int, width: int, experts: int) -> None:
+def test_gate_and_up_beside_the_router(quantization: str, shape: tuple[int, int, int]) -> None:
+    out, width, experts = shape
     layout = layout_of(quantization)
     arrays, exact = stored(layout, normal(2 * out, width) * 0.3)
     norm, gate = normal(width), normal(experts, width)
@@ -176,10 +182,7 @@ def test_rows_are_selected() -> None:
     assert np.array_equal(found, x[wanted])
 
 
-@pytest.mark.parametrize(
-    ("name", "quantization"), quick_first([("greedy", "q4f16_1"), *((name, "q0f32") for name in ROUTERS)])
-)
-@pytest.mark.parametrize("shared", quick_first([42, 0]))
+@pytest.mark.parametrize(("name", "quantization", "shared"), each_once(ROUTERS, ["q4f16_1", "q0f32"], [42, 0]))
 def test_experts(name: str, quantization: str, shared: int) -> None:
     layout, router, hidden, width = layout_of(quantization), ROUTERS[name], 70, 21
     count, bias, norm = router.n_routed_experts, normal(router.n_routed_experts) * 0.3, normal(hidden)
@@ -280,8 +283,7 @@ class World(Latents):
         return run_gpu("expanded_attention", (self.layout, self.shape, 512), inputs, out, tile=tile)[0]
 
 
-@pytest.mark.parametrize("quantization", quick_first(["q4f16_1", "q0f32"]))
-@pytest.mark.parametrize("name", quick_first(SHAPES))
+@pytest.mark.parametrize(("name", "quantization"), each_once(SHAPES, ["q4f16_1", "q0f32"]))
 def test_absorbed_attention(name: str, quantization: str) -> None:
     world = World(SHAPES[name], quantization, (150, 33))
     positions = np.array([0, 149, 7, 32, 31, 64, 40, 1, 96, 120], np.int32)
@@ -351,7 +353,7 @@ EXPANDED_TOLERANCE = {"float32": ATTENTION_TOLERANCE, "float16": 1e-2, "int8": 1
 
 
 @pytest.mark.parametrize(
-    ("name", "quantization"), quick_first([("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)], 3)
+    ("name", "quantization"), quick_first([("odd heads", "q0bf16"), *((name, "q4f16_1") for name in EXPANDED)], 2)
 )
 def test_expanded_attention(name: str, quantization: str) -> None:
     world = World(EXPANDED[name], quantization, (20, 170))

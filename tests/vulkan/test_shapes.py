@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tvm
-from marks import quick_first
+from marks import full
 
 from mlc_dsv3.compiler.compile import build_options, tvm_target
 from mlc_dsv3.compiler.targets import read_description, resolve_target
@@ -24,9 +24,10 @@ SHARING = ("experts", "absorb_append", "absorbed_values", "expanded_attention")
 LEVELS = [level["name"] for level in read_description("vulkan")["level"]]
 
 
-@pytest.mark.parametrize(
-    ("name", "level"), quick_first(((name, level) for name in ("deepseek_v3", *SHAPES) for level in LEVELS), 0)
-)
+CASES = [("deepseek_v3", level) for level in LEVELS] + [(name, LEVELS[0]) for name in SHAPES if name != "deepseek_v3"]
+
+
+@pytest.mark.parametrize(("name", "level"), [full(case) for case in CASES])
 def test_kernels_that_share_memory_compile(name: str, level: str) -> None:
     target = resolve_target("vulkan", level)
     options = build_options(target, "q4f16_1")
