@@ -119,6 +119,15 @@ def compiled(shared_folder: Path) -> Callable[..., Compiled]:
 
 
 @pytest.fixture(scope="session")
+def demo_is_made(nothing_of_the_users: None, shared_folder: Path) -> None:
+    """The demo is converted and compiled: a command that had to wait for another worker to do it would say so."""
+    from mlc_dsv3.runtime.prepare import prepare
+
+    with alone(shared_folder / "demo.lock"):
+        prepare(None, None, "cpu", None)
+
+
+@pytest.fixture(scope="session")
 def driver(compiled: Callable[..., Compiled]) -> Callable[..., Driver]:
     """`driver(name, quantization="q0f32", cache_dtype=None, device="cpu")`: a compiled tiny checkpoint's driver, one a
     session."""

@@ -15,7 +15,10 @@ from marks import quick_first
 from mlc_dsv3.cli.main import VERBS
 from mlc_dsv3.cli.output import print_json
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the shell's redirections")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="the shell's redirections"),
+    pytest.mark.usefixtures("demo_is_made"),
+]
 
 QUESTION = ["--prompt", "What is 34 + 57?", "--temperature", "0"]
 NO_OUTPUT = (
