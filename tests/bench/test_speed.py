@@ -28,6 +28,7 @@ def test_loading_and_the_first_token_are_timed(bench: SpeedBench) -> None:
     assert startup.first_token_seconds > 0
 
 
+@pytest.mark.full
 def test_steps_take_turns_and_advance(bench: SpeedBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
     step = bench._model.step

@@ -21,6 +21,7 @@ def test_most_held_out_questions_are_answered_right(qualities) -> None:
     assert qualities["q4f16_1"].accuracy >= 0.75
 
 
+@pytest.mark.full
 def test_that_is_far_above_always_giving_the_commonest_answer(qualities) -> None:
     quality = qualities["q0f32"]
     commonest = quality.commonest_by_kind

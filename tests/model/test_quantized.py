@@ -75,7 +75,7 @@ def test_packed_logits(name: str, scheme: str, cache_dtype: str, driver: Callabl
 
 
 @pytest.mark.parametrize("scheme", quick_first(["q4f16_1", "q0f16"]))
-@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe_lite"])
+@pytest.mark.parametrize("name", quick_first(["deepseek_v3", "glm4_moe_lite"]))
 def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> None:
     chosen, prompt = driver(name, scheme), checkpoints.prompt(name)
     next_tokens, hidden = np.append(prompt[1:], 5), chosen.prefill(prompt).hidden
@@ -87,8 +87,10 @@ def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> 
 @pytest.mark.parametrize(
     ("scheme", "most"),
     [
-        ("q4f16_1+vnni16", 2.0),
-        *map(full, [("q8f16_1+vnni16", 0.1), ("q0f16", 0.02), ("q8f16_1", 0.1), ("q4f16_1", 2.0)]),
+        *map(
+            full,
+            [("q4f16_1+vnni16", 2.0), ("q8f16_1+vnni16", 0.1), ("q0f16", 0.02), ("q8f16_1", 0.1), ("q4f16_1", 2.0)],
+        ),
     ],
 )
 def test_quantization_costs_what_its_bits_cost(scheme: str, most: float, driver: Callable[..., Driver]) -> None:

@@ -14,6 +14,8 @@ from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.capacity import MemoryNeed, memory_need
 from mlc_dsv3.weights import Checkpoint
 
+pytestmark = pytest.mark.usefixtures("demo_is_made")
+
 
 @pytest.fixture(scope="module")
 def need() -> MemoryNeed:
