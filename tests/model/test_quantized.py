@@ -93,6 +93,7 @@ def test_draft_logits(name: str, scheme: str, driver: Callable[..., Driver]) -> 
         ),
     ],
 )
+@pytest.mark.full
 def test_quantization_costs_what_its_bits_cost(scheme: str, most: float, driver: Callable[..., Driver]) -> None:
     # A dense model: with random experts, one flipped choice would drown what rounding the weights costs.
     golden = checkpoints.golden("youtu")["logits"]
