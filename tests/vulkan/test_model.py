@@ -37,7 +37,7 @@ pytestmark = needs_gpu
 TOLERANCE = 1e-3
 COMMAND = Path(sys.executable).parent / "mlc_dsv3"
 # Routers with groups and without, queries with q_a_proj and without, an MTP layer.
-NAMES = ["deepseek_v3", "deepseek_v2_lite", "youtu", "glm4_moe_lite"]
+NAMES = ["deepseek_v3", "deepseek_v2_lite", "youtu"]
 
 
 @pytest.fixture(scope="module", params=quick_first(NAMES))
@@ -178,7 +178,7 @@ def test_routers_are_watched_as_on_the_cpu(rows: int, compiled: Callable[..., An
 
 @pytest.mark.parametrize(
     ("quantization", "cache"),
-    quick_first([("q4f16_1", "int8"), ("q0bf16", None), ("q4f16_1", None), ("q8f16_1", None), ("e4m3f32_1", None)], 0),
+    quick_first([("q4f16_1", "int8"), ("q0bf16", None), ("e4m3f32_1", None)], 0),
 )
 def test_quantized_logits_are_the_cpus(
     quantization: str, cache: str | None, driver: Callable[..., Driver], on_gpu: Callable[..., Driver]
@@ -241,7 +241,7 @@ def test_drafts_change_no_token() -> None:
 def test_weights_that_do_not_fit_are_refused_with_the_numbers(
     compiled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = compiled("deepseek_v3", "q4f16_1", None, DEVICE)
+    made = compiled("deepseek_v3", device=DEVICE)
     monkeypatch.setattr(driver_of(DEVICE), "free_memory", lambda: 1000)
     with pytest.raises(
         UserError, match=r"the model's weights take \d+\.\d\d GiB, and 0\.00 GiB of \w+'s memory are free"
@@ -252,8 +252,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers(
 @needs_vulkan
 @pytest.mark.full
 def test_the_verbs(tmp_path: Path, compiled: Callable[..., Any]) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment.pop("PYTHONPATH", None)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment)
