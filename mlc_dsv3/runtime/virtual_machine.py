@@ -31,6 +31,8 @@ def load_runtime() -> None:
     # take half of the cores for hyper-threads.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     os.environ.setdefault("TVM_NUM_THREADS", str(usable_cores()))
+    # Its threads would spin 300,000 times before they sleep, and keep others from a busy core for seconds.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
     import tvm_ffi  # noqa: F401  it must come first: the runtime library is linked with its own
 
     suffix = "dylib" if sys.platform == "darwin" else "so"
