@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence as Pages
 from dataclasses import dataclass, field
 
 from mlc_dsv3.runtime.forms import AttentionForms
@@ -41,21 +42,27 @@ class Match:
 
 
 class PrefixCache:
-    """Holds one reference to each page in its tree and lets the least recently used go first."""
+    """Holds one reference to each page in its tree and lets the least recently released go first.
+
+    `changes` counts the calls that may let a prompt fit that did not: those that add pages or release some.
+    """
 
     def __init__(self, pool: PagePool, forms: AttentionForms, page_size: int) -> None:
         assert forms.block % page_size == 0, (forms.block, page_size)  # a page then has one form
         self._pool, self._forms, self._page_size = pool, forms, page_size
         self._root = _Node(-1, (b"", False), None)
-        # Oldest use first. A touch moves a whole path, the deepest node first, so a node precedes its parent.
-        self._by_use: OrderedDict[_Node, None] = OrderedDict()
+        self.changes = 0
+        self._nodes: dict[int, _Node] = {}  # by page
+        # Nodes that no sequence holds, the first released first. A sequence that holds a node holds its parents too,
+        # and releases a path from its deepest node on, so a node precedes its parent.
+        self._loose: OrderedDict[_Node, None] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._by_use)
+        return len(self._nodes)
 
     def evictable(self) -> int:
-        """Pages that no sequence holds. Who holds a node's page holds its parents' too, so all of these can go."""
-        return sum(self._pool.holders(node.page) == 1 for node in self._by_use)
+        """How many pages no sequence holds."""
+        return len(self._loose)
 
     def find(self, tokens: array[int], prompt_length: int) -> Match:
         """The longest reusable prefix of `tokens`, at least one short of all, made in the forms of a fresh run.
@@ -80,19 +87,26 @@ class PrefixCache:
     def pinned_by(self, match: Match) -> int:
         """How many fewer pages are evictable once `match` is taken."""
         nodes = match.full if match.partial is None else (*match.full, match.partial)
-        return sum(self._pool.holders(node.page) == 1 for node in nodes)
+        return sum(node in self._loose for node in nodes)
 
     def take(self, match: Match) -> list[int]:
         """The pages of `match`, held for the caller. Must follow `find` directly."""
         for node in match.full:
-            self._pool.retain(node.page)
+            self._hold(node)
         pages = [node.page for node in match.full]
-        if match.full:
-            self._touch(match.full[-1])
         if match.partial is not None:
             self._remove(match.partial)  # the tree's reference becomes the caller's
             pages.append(match.partial.page)
         return pages
+
+    def release(self, pages: Pages[int]) -> None:
+        """Let a sequence's pages go, in the order of its tokens: those in the tree can be evicted from now on."""
+        self.changes += 1
+        self._pool.release(pages)
+        for page in reversed(pages):
+            node = self._nodes.get(page)
+            if node is not None and self._pool.holders(page) == 1:
+                self._loose[node] = None
 
     def insert(self, tokens: array[int], pages: array[int], prompt_length: int, *, partial: bool) -> None:
         """Remember `pages`, which hold `tokens`; the caller keeps its own references.
@@ -100,6 +114,7 @@ class PrefixCache:
         Where the tree has a page with the same content, `pages` gets that one in place of the caller's. `partial` adds
         the partly filled last page too, which the caller must not write to afterwards.
         """
+        self.changes += 1
         size, node = self._page_size, self._root
         for index in range(len(tokens) // size):
             key = self._key(tokens, index * size, prompt_length)
@@ -107,7 +122,7 @@ class PrefixCache:
             if child is None:
                 child = self._add(node, node.children, key, pages[index])
             elif child.page != pages[index]:
-                self._pool.retain(child.page)
+                self._hold(child)
                 self._pool.release((pages[index],))
                 pages[index] = child.page
             node = child
@@ -115,25 +130,26 @@ class PrefixCache:
         if partial and rest:
             key = self._key(tokens, len(tokens) - rest, prompt_length)
             if key in node.partials:
-                node = node.partials[key]
+                self._loose.move_to_end(node.partials[key])  # the caller's copy goes, and this one was used just now
             else:
-                node = self._add(node, node.partials, key, pages[len(tokens) // size])
-        self._touch(node)
+                self._add(node, node.partials, key, pages[len(tokens) // size])
 
     def evict(self) -> bool:
-        """Let the least recently used page go that no sequence holds; False where there is none."""
-        for node in self._by_use:
-            if self._pool.holders(node.page) == 1:
-                assert not node.children and not node.partials, "a parent was evicted before its children"
-                self._remove(node)
-                self._pool.release((node.page,))
-                return True
-        return False
+        """Let the page go that was released first of those that no sequence holds; False where there is none."""
+        if not self._loose:
+            return False
+        node = next(iter(self._loose))
+        assert not node.children and not node.partials, "a parent was evicted before its children"
+        self._remove(node)
+        self._pool.release((node.page,))
+        return True
 
     def clear(self) -> None:
         """Forget everything; pages that running sequences share stay with them."""
-        self._pool.release(node.page for node in self._by_use)
-        self._by_use.clear()
+        self.changes += 1
+        self._pool.release(self._nodes)
+        self._nodes.clear()
+        self._loose.clear()
         self._root = _Node(-1, (b"", False), None)
 
     def _key(self, tokens: array[int], start: int, prompt_length: int) -> _Key:
@@ -151,21 +167,20 @@ class PrefixCache:
     def _add(self, parent: _Node, siblings: dict[_Key, _Node], key: _Key, page: int) -> _Node:
         node = _Node(page, key, parent)
         siblings[key] = node
-        self._by_use[node] = None
+        self._nodes[page] = node
         self._pool.retain(page)
         return node
+
+    def _hold(self, node: _Node) -> None:
+        self._pool.retain(node.page)
+        self._loose.pop(node, None)
 
     def _remove(self, node: _Node) -> None:
         assert node.parent is not None
         siblings = node.parent.children if node.parent.children.get(node.key) is node else node.parent.partials
         del siblings[node.key]
-        del self._by_use[node]
-
-    def _touch(self, node: _Node) -> None:
-        step: _Node | None = node
-        while step is not None and step is not self._root:
-            self._by_use.move_to_end(step)
-            step = step.parent
+        del self._nodes[node.page]
+        self._loose.pop(node, None)
 
 
 def _common_prefix(a: array[int], b: array[int]) -> int:

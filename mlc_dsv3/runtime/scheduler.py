@@ -70,6 +70,7 @@ class Scheduler:
         self._max_rows, self._max_batch = max_rows, max_batch
         self._exact_rows = exact_rows or max_rows
         self._last_was_expanded = False
+        self._refused: tuple[Sequence, int] | None = None  # the head that did not fit, and the cache's changes then
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait for its turn."""
@@ -82,7 +83,7 @@ class Scheduler:
             if keep:
                 self._release(sequence)
             else:
-                self.pool.release(sequence.release())
+                self.prefix.release(sequence.release())
         else:
             self.waiting.remove(sequence)
 
@@ -126,15 +127,16 @@ class Scheduler:
             if sum(sequence.remaining for sequence in self.running) >= self._max_rows:
                 return
             sequence = self.waiting[0]
+            # What running sequences take was promised to them: room comes only from what the cache counts as changes.
+            if self._refused == (sequence, self.prefix.changes):
+                return
             match = self.prefix.find(sequence.tokens, sequence.prompt_length)
             promised = sum(max(0, self._pages_for(other.tokens) - len(other.pages)) for other in self.running)
             needed = promised + self._pages_for(sequence.tokens) - match.num_pages
-            # Counting what can be evicted walks the whole prefix cache.
-            if needed > self.pool.free:
-                spare = self.pool.free + self.prefix.evictable() - self.prefix.pinned_by(match)
-                if needed > spare:
-                    assert self.running, "a sequence alone does not fit in the cache"
-                    return
+            if needed > self.pool.free + self.prefix.evictable() - self.prefix.pinned_by(match):
+                assert self.running, "a sequence alone does not fit in the cache"
+                self._refused = (sequence, self.prefix.changes)
+                return
             self.waiting.popleft()
             sequence.pages.extend(self.prefix.take(match))
             sequence.computed = match.length
@@ -214,7 +216,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         tokens = sequence.tokens[: sequence.computed]
         self.prefix.insert(tokens, sequence.pages, sequence.prompt_length, partial=True)
-        self.pool.release(sequence.release())
+        self.prefix.release(sequence.release())
 
     def _pages_for(self, tokens: object) -> int:
         return -(-len(tokens) // self._page_size)

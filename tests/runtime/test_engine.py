@@ -177,6 +177,19 @@ def test_what_came_first_ends_first_though_pages_run_out() -> None:
     assert finished == requests
 
 
+def test_a_prompt_that_does_not_fit_is_looked_up_again_only_when_something_changed() -> None:
+    engine = make_engine(num_pages=26)
+    prefix = engine._scheduler.prefix
+    searched, find = [], prefix.find
+    prefix.find = lambda tokens, length: searched.append(length) or find(tokens, length)
+    running = engine.submit(prompt(40), SamplingParams(temperature=0, max_tokens=50))
+    waiting = engine.submit(prompt(90, 1), SamplingParams(temperature=0, max_tokens=3))
+    updates = run(engine)
+    assert tokens_of(updates[running]) == greedy_reference(prompt(40), 50)
+    assert tokens_of(updates[waiting]) == greedy_reference(prompt(90, 1), 3)
+    assert searched.count(90) <= 3, "before the other's prompt is read, after it, and at its end"
+
+
 def test_generation_ends_at_max_tokens_and_at_the_context_window() -> None:
     engine = make_engine()
     short = engine.submit(prompt(5), SamplingParams(temperature=0, max_tokens=1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlc_dsv3.runtime.forms import AttentionForms
 from mlc_dsv3.runtime.pages import PagePool
@@ -24,7 +26,7 @@ class Books:
         """Compute `tokens` from nothing and finish."""
         pages = array("i", [self.pool.allocate() for _ in range(-(-len(tokens) // PAGE))])
         self.prefix.insert(array("i", tokens), pages, prompt_length or len(tokens), partial=True)
-        self.pool.release(pages)
+        self.prefix.release(pages)
         return list(pages)
 
     def length(self, tokens: list[int]) -> int:
@@ -105,6 +107,71 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
     assert books.pool.holders(old[0]) == 2, "what a sequence holds stays"
 
 
+def test_what_is_used_again_and_released_goes_last() -> None:
+    books = Books()
+    old = books.store([1] * 8)
+    recent = books.store([2] * 8)
+    books.prefix.release(books.take([1] * 9))
+    evicted = []
+    for _ in range(4):
+        before = {page for page in (*old, *recent) if books.pool.holders(page)}
+        assert books.prefix.evict()
+        evicted += [page for page in before if not books.pool.holders(page)]
+    assert evicted == [*reversed(recent), *reversed(old)]
+
+
+def test_eviction_looks_at_no_page_that_stays() -> None:
+    books = Books(num_pages=2000)
+    held = [books.store([n] * 4) and books.take([n] * 5) for n in range(1000)]
+    for n in range(1000, 2000):
+        books.store([n] * 4)
+    looks, holders = 0, books.pool.holders
+
+    def counted(page: int) -> int:
+        nonlocal looks
+        looks += 1
+        return holders(page)
+
+    books.pool.holders = counted
+    assert books.prefix.evictable() == 1000
+    while books.prefix.evict():
+        pass
+    assert looks <= 2000, "a walk over the held pages for each that goes"
+    assert books.pool.free == 1000
+    for pages in held:
+        books.prefix.release(pages)
+    assert books.prefix.evictable() == 1000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["store", "take", "release", "evict"]), st.integers(0, 2), st.integers(1, 14)),
+        max_size=40,
+    )
+)
+def test_what_no_sequence_holds_can_go_and_nothing_else(steps: list[tuple[str, int, int]]) -> None:
+    books, held = Books(num_pages=200, block=8), []
+    for kind, text, length in steps:
+        tokens = [text] * (length // 2) + [text + 1] * (length - length // 2)
+        if kind == "store":
+            books.store(tokens)
+        elif kind == "take":
+            held.append(books.take(tokens))
+        elif kind == "release" and held:
+            books.prefix.release(held.pop(text % len(held)))
+        elif kind == "evict":
+            books.prefix.evict()
+    evictable, free = books.prefix.evictable(), books.pool.free
+    assert sum(books.prefix.evict() for _ in range(200)) == evictable == books.pool.free - free
+    assert books.pool.free == 200 - len({page for pages in held for page in pages})
+    for pages in held:
+        books.prefix.release(pages)
+    while books.prefix.evict():
+        pass
+    assert books.pool.free == 200
+
+
 def test_evictable_counts_what_can_go() -> None:
     books = Books()
     books.store(list(range(12)))
@@ -140,7 +207,7 @@ def test_clearing_frees_all_that_no_sequence_holds() -> None:
     held = books.take([*range(4), 99])
     books.prefix.clear()
     assert books.pool.free == 15
-    books.pool.release(held)
+    books.prefix.release(held)
     assert books.pool.free == 16
     assert books.length([*range(10), 99]) == 0
 
