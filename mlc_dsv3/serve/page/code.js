@@ -161,33 +161,29 @@ export class CodeView {
       ),
       h("pre", { tabindex: 0, role: "region", "aria-label": name === "" ? "Code" : `Code, ${name}` }, this.code),
     );
-    this.clear();
-  }
-
-  clear() {
-    this.code.replaceChildren();
     this.lines = [];
-    this.last = []; // The nodes of the last line, which may grow.
-    this.state = { end: null, kind: "" }; // The comment or string that a line ends in.
-    this.before = { ...this.state }; // The same in front of the last line.
+    this.shown = []; // Of each line: its nodes, and the comment or string that is open in front of it.
   }
 
   get text() {
     return this.lines.join("\n");
   }
 
-  // Shows these lines, of which all but the last that are shown already are taken to be the same.
+  // Shows these lines. Those that are shown already are taken to be the same, but for the last of them, which may have
+  // grown, or have lost what turned out to be the closing fence.
   update(lines) {
     if (lines.length === this.lines.length && lines.at(-1) === this.lines.at(-1)) return;
-    if (lines.length < this.lines.length) this.clear(); // The last line was the beginning of the closing fence.
-    for (const node of this.last) node.remove();
-    this.state = { ...this.before };
-    for (let i = Math.max(0, this.lines.length - 1); i < lines.length; i += 1) {
-      this.before = { ...this.state };
-      const nodes = colourLine(lines[i], this.language, this.state);
-      if (i + 1 < lines.length) nodes.push("\n");
-      this.last = nodes.map((node) => (typeof node === "string" ? document.createTextNode(node) : node));
-      this.code.append(...this.last);
+    const from = Math.max(0, Math.min(lines.length, this.lines.length) - 1);
+    const [redrawn] = this.shown.slice(from);
+    for (const line of this.shown.splice(from)) for (const node of line.nodes) node.remove();
+    const state = { ...(redrawn?.before ?? { end: null, kind: "" }) };
+    for (let i = from; i < lines.length; i += 1) {
+      const before = { ...state };
+      const content = colourLine(lines[i], this.language, state);
+      if (i + 1 < lines.length) content.push("\n");
+      const nodes = content.map((node) => (typeof node === "string" ? document.createTextNode(node) : node));
+      this.code.append(...nodes);
+      this.shown.push({ nodes, before });
     }
     this.lines = lines;
   }
