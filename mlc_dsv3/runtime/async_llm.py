@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Unpack
 
 from mlc_dsv3.runtime.completion import Completion, Update, joined
@@ -15,7 +15,7 @@ from mlc_dsv3.runtime.sampling import SamplingParams
 
 
 class AsyncLLM:
-    """Serves requests of one event loop; `llm` is the model, which other threads may use at the same time.
+    """Serves requests of an event loop; `llm` is the model, which other threads may use at the same time.
 
     Takes what `LLM` takes, or an LLM that is loaded already. Loading blocks: do it before the event loop runs.
     """
@@ -38,7 +38,7 @@ class AsyncLLM:
 
     async def run(self, tokens: Any, params: SamplingParams | None = None) -> AsyncIterator[Update]:
         """`stream` of token ids."""
-        if self._mailbox is None:
+        if self._mailbox is None or not self._mailbox.is_of_this_loop():
             self._mailbox = _Mailbox()
         inbox: asyncio.Queue[Update] = asyncio.Queue()
         mailbox = self._mailbox
@@ -77,13 +77,18 @@ class _Mailbox:
         self._lock = threading.Lock()
         self._waiting: list[tuple[asyncio.Queue[Update], Update]] = []
 
+    def is_of_this_loop(self) -> bool:
+        """Whether the event loop that runs now is the one that this brings updates into."""
+        return self._loop is asyncio.get_running_loop()
+
     def put(self, inbox: asyncio.Queue[Update], update: Update) -> None:
         """Called on the engine's thread."""
         with self._lock:
             self._waiting.append((inbox, update))
             first = len(self._waiting) == 1
-        if first and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._hand_out)
+        if first:
+            with suppress(RuntimeError):  # the event loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(self._hand_out)
 
     def _hand_out(self) -> None:
         with self._lock:

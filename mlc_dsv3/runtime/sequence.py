@@ -21,19 +21,6 @@ class TextStream(Protocol):
     def push(self, token: int) -> str:
         """The text that `token` completes."""
 
-    def update(
-        self,
-        token_ids: list[int],
-        text: str,
-        reason: FinishReason | None,
-        logprobs: list[TokenLogprob] | None = None,
-        error: Exception | None = None,
-    ) -> Update:
-        """What a step added to this request."""
-        if logprobs is None and self.params.logprobs is not None:
-            logprobs = []
-        return Update(self.request_id, token_ids, text, reason, logprobs, self.prompt_length, self.reused, error)
-
     def finish(self) -> str:
         """What is left of an unfinished character."""
 

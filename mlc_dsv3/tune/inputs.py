@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlc_dsv3.runtime.aligned import ALIGNMENT, aligned_zeros
+from mlc_dsv3.runtime.cache_content import set_scales
 from mlc_dsv3.tune.cases import Workload, shape_of
 from mlc_dsv3.tune.device import TuneDevice
 
@@ -103,8 +104,7 @@ def inputs_of(
         else:
             array = _filled(shape, dtype)
             if name == "cache" and dtype == "int8":
-                # A token ends with its float32 scale, of which any bits would not do.
-                array[..., -4:] = np.array([1e-6], np.float32).view(np.int8)
+                set_scales(array)
         tensors.append(placed(array, device))
     return tensors
 

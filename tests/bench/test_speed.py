@@ -48,8 +48,10 @@ def test_a_filled_cache_in_codes_has_normal_scales(compiled: Callable[..., Any])
     made = SpeedBench(model.artifact, model.library, 1, 1, 40)
     made.fill()
     for cache in made._model.caches:
-        scales = np.ascontiguousarray(np.from_dlpack(cache)[..., -4:]).view(np.float32)
-        assert (scales == np.float32(1e-6)).all()
+        config = made._model.config
+        groups = -(-config.kv_lora_rank // 32) + -(-config.qk_rope_head_dim // 32)
+        bits = np.ascontiguousarray(np.from_dlpack(cache)[..., -2 * groups :]).view(np.uint16)
+        assert (bits == np.float32(2.0**-20).view(np.uint32) >> 16).all()
 
 
 def test_filled_caches_hold_finite_latents_everywhere(bench: SpeedBench) -> None:

@@ -236,6 +236,13 @@ def test_an_async_client_reads_several_streams_at_once(parts: Parts) -> None:
     assert asyncio.run(answers()) == expected
 
 
+def test_an_async_client_may_go_on_in_another_event_loop(parts: Parts) -> None:
+    llm = AsyncLLM()
+    first, second = (asyncio.run(asyncio.wait_for(llm.complete("one", GREEDY), 20)) for _ in range(2))
+    assert first.token_ids == second.token_ids
+    llm.llm.close()
+
+
 def test_an_async_stream_that_is_left_is_cancelled(parts: Parts) -> None:
     async def leave() -> bool:
         async with AsyncLLM() as llm:
