@@ -83,6 +83,17 @@ def add_no_mtp(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_speculative(parser: argparse.ArgumentParser) -> None:
+    """--speculative."""
+    parser.add_argument(
+        "--speculative",
+        default="auto",
+        metavar="N",
+        help="tokens that the model's MTP layer drafts for a step: 1 to 4, auto (what pays) or off; answers stay the "
+        "same (auto)",
+    )
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options named as the fields of SamplingParams; those not given are None."""
     group = parser.add_argument_group("sampling", "What is not given comes from the model's mlc-chat-config.json.")

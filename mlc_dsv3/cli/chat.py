@@ -16,6 +16,7 @@ from mlc_dsv3.cli.arguments import (
     add_no_mtp,
     add_quantization,
     add_sampling,
+    add_speculative,
     sampling_params,
 )
 from mlc_dsv3.errors import UserError, warn
@@ -64,13 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_context_window(parser, help="tokens of a conversation, answers included (as many as fit in memory)")
     add_cache_dtype(parser)
-    parser.add_argument(
-        "--speculative",
-        default="auto",
-        metavar="N",
-        help="tokens that the model's MTP layer drafts for a step: 1 to 4, auto (what pays) or off; answers stay the "
-        "same (auto)",
-    )
+    add_speculative(parser)
     add_sampling(parser)
     add_no_mtp(parser)
     add_ignore_config_field(parser)

@@ -23,6 +23,7 @@ from mlc_dsv3.folders import variable_of
 # Each is a module of this package with `add_arguments(parser)` and `run(args)`, imported only when it is the verb.
 VERBS = {
     "chat": "talk to a model; converts and compiles it first where needed (no model: the built-in demo)",
+    "serve": "serve a model over HTTP: the APIs of OpenAI and Anthropic, and a page to chat on",
     "convert_weight": "quantize a checkpoint's weights into an artifact folder",
     "gen_config": "write an artifact's mlc-chat-config.json and tokenizer files",
     "compile": "compile a model into a native library",

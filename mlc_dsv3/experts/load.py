@@ -11,11 +11,11 @@ import numpy as np
 from mlc_dsv3.experts.reading import STRETCH, Read, moe_layers
 from mlc_dsv3.experts.routing import chosen_experts
 from mlc_dsv3.experts.watch import RouterWatch
-from mlc_dsv3.runtime.messages import ChatOptions
+from mlc_dsv3.runtime.messages import ChatOptions, Conversation
 from relax_model.config import RouterConfig
 
 if TYPE_CHECKING:
-    from mlc_dsv3.runtime.llm import LLM
+    from mlc_dsv3.runtime.llm import LLM, Prompt
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,16 @@ def count_load(
 
 
 def recent_load(
-    model: LLM, prompt: str | Sequence[dict[str, Any]], **options: Unpack[ChatOptions]
+    model: LLM, prompt: Prompt | Conversation, *, last: int = STRETCH, **options: Unpack[ChatOptions]
 ) -> tuple[int, ExpertLoad] | None:
-    """How many tokens, at most `STRETCH`, the end of a prompt or a conversation has, and how they load the experts.
+    """How many tokens, at most `last`, the end of a prompt or a conversation has, and how they load the experts.
+
     None for a model without experts."""
     config = model.artifact.model_config
     if config.router is None:
         return None
     watch = RouterWatch(config.router)
-    count = model.read(prompt, watch.on, last=STRETCH, **options)
+    count = model.read(prompt, watch.on, last=last, **options)
     layers = moe_layers(config)
     routed = watch.take()
     # A step is a layer after the other, and there may be several.

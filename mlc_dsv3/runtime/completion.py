@@ -27,6 +27,7 @@ class Update:
 
     Text that might be the beginning of a stop string or of a character is held back, so `text` may lag `token_ids`.
     `reused_tokens` of the `prompt_tokens` came out of the cache. `error` is why a request ended with "error".
+    `accepted` of the `drafted` tokens, over all steps so far, were the model's own.
     """
 
     request_id: int
@@ -37,6 +38,8 @@ class Update:
     prompt_tokens: int
     reused_tokens: int
     error: Exception | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Engine:
         metadata = model.metadata
         self.context_window = context_window or metadata.context_window
         assert num_pages * metadata.page_size >= self.context_window, "a whole window must fit in the cache"
+        self.max_batch = max_batch
         self.stats = EngineStats()
         self._model = model
         self._page_size, self._max_rows = metadata.page_size, metadata.max_rows
@@ -252,6 +253,8 @@ class Engine:
     def _accept(self, choice: _Choice) -> Update:
         """Add tokens to a sequence, as far as it goes on."""
         sequence, tokens, logprobs, text = choice.work.sequence, choice.tokens, choice.logprobs, ""
+        sequence.drafted += len(choice.work.drafts)
+        sequence.accepted += max(len(tokens) - 1, 0)
         for count, token in enumerate(tokens, 1):
             sequence.computed = len(sequence.tokens)  # what comes after the first was a draft, and is computed
             more, stopped = sequence.append(token)

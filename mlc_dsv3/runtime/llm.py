@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from mlc_dsv3.errors import UserError, note
+from mlc_dsv3.errors import DeviceError, UserError, note
 from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, Update, joined
 from mlc_dsv3.runtime.engine import Engine, EngineStats
@@ -139,6 +139,20 @@ class LLM:
     def stats(self) -> EngineStats:
         """Tokens and seconds since the start, of prefill and decode, and tokens reused."""
         return self._open_engine().stats
+
+    @property
+    def failure(self) -> DeviceError | None:
+        """What the device failed with, after which every request fails; None while it works."""
+        return self._loop.failure
+
+    @property
+    def max_batch(self) -> int:
+        """How many requests run at once; more wait."""
+        return self._open_engine().max_batch
+
+    def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
+        """UserError for a prompt and parameters that the model cannot take."""
+        self._open_engine().check(token_ids, params)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -73,6 +73,11 @@ class EngineLoop:
                 if not self._closed:
                     self._inbox.put(lambda: self._cancel(request_id))
 
+    @property
+    def failure(self) -> DeviceError | None:
+        """What the device failed with: no request can be served any more."""
+        return self._failed
+
     def close(self) -> None:
         """End all requests as cancelled, stop the thread and let go of the engine. In a forked process: nothing."""
         if not belongs_here():

@@ -50,6 +50,7 @@ class Sequence:
         self.pending: list[np.ndarray] = []
         self.reused = 0  # tokens that the cache spared at the first admission
         self.admitted = False
+        self.drafted = self.accepted = 0  # drafts verified so far, and how many of them were right
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.history = TokenHistory(prompt) if params.penalises else None
         self._stop_tokens = stop_tokens
@@ -99,7 +100,18 @@ class Sequence:
         """What a step added to this request."""
         if logprobs is None and self.params.logprobs is not None:
             logprobs = []
-        return Update(self.request_id, token_ids, text, reason, logprobs, self.prompt_length, self.reused, error)
+        return Update(
+            request_id=self.request_id,
+            token_ids=token_ids,
+            text=text,
+            finish_reason=reason,
+            logprobs=logprobs,
+            prompt_tokens=self.prompt_length,
+            reused_tokens=self.reused,
+            error=error,
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )
 
     def finish(self) -> tuple[str, bool]:
         """The text still held back, when no more tokens come, and whether it has a stop string after all."""

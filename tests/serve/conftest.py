@@ -1,4 +1,4 @@
-"""Debian's Chromium, and the page's files behind the real router."""
+"""Debian's Chromium, the page's files behind the real router, and the demo behind the real server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    import httpx
+    import openai
     from playwright.sync_api import Browser
+
+    from mlc_dsv3.runtime.llm import LLM
+    from mlc_dsv3.serve.access import AccessRules
+    from mlc_dsv3.serve.service import Service
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -51,3 +58,62 @@ def page_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def demo_llm(demo_is_made: None) -> Iterator[LLM]:
+    """The demo, loaded."""
+    from mlc_dsv3.runtime.llm import LLM
+
+    with LLM() as llm:
+        yield llm
+
+
+@contextmanager
+def serving(service: Service, rules: AccessRules | None = None, **options: object) -> Iterator[str]:
+    """The origin of a server of its own on a port of its own."""
+    from mlc_dsv3.serve.access import AccessRules
+    from mlc_dsv3.serve.app import create_app
+    from mlc_dsv3.serve.server import Server, listen
+
+    with listen("127.0.0.1", 0) as listener:
+        server = Server(create_app(service, rules or AccessRules(), **options))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def demo_service(demo_llm: LLM) -> Service:
+    """The demo as a server serves it."""
+    pytest.importorskip("fastapi", reason="FastAPI is missing: pip install '.[serve]'")
+    from mlc_dsv3.serve.service import Service
+
+    return Service(demo_llm, ["mlc_dsv3-demo"], demo_llm.default_params, max_waiting=64)
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_service: Service) -> Iterator[str]:
+    """The origin of a server of the demo."""
+    with serving(demo_service) as origin:
+        yield origin
+
+
+@pytest.fixture(scope="session")
+def http(demo_server: str) -> Iterator[httpx.Client]:
+    """A plain client of that server."""
+    httpx = pytest.importorskip("httpx", reason="httpx is missing: pip install '.[test]'")
+    with httpx.Client(base_url=demo_server, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client(demo_server: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of that server."""
+    openai = pytest.importorskip("openai", reason="openai is missing: pip install '.[test]'")
+    with openai.OpenAI(base_url=f"{demo_server}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client

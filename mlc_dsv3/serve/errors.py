@@ -1,0 +1,127 @@
+"""What a request can fail with, as HTTP statuses and as the error objects of both dialects.
+
+`as_api_error` makes an `ApiError` of any exception; `error_body` writes it as the endpoint's dialect does.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, ContextWindowError, NotFiniteError, one_line
+
+_log = logging.getLogger("uvicorn.error")
+_MOST_SHOWN = 400  # characters of a message that repeats what a client sent
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    501: "server_error",
+    503: "server_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    501: "api_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error. `param` names the field of the request that is wrong, `code` the kind of mistake.
+
+    `retry_after`: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """The answer to a request that failed with `error`."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the request is nested too deeply")
+    if isinstance(error, NotFiniteError):  # a user error on the command line, where the user has chosen the model
+        return ApiError(500, one_line(error))
+    if isinstance(error, ContextWindowError):
+        return ApiError(400, one_line(error), code="context_length_exceeded", param="messages")
+    if isinstance(error, USER_ERRORS):
+        return ApiError(400, one_line(error)[:_MOST_SHOWN])
+    if isinstance(error, MACHINE_ERRORS):
+        return ApiError(503, one_line(error) or "out of memory")
+    return ApiError(500, f"the server failed ({type(error).__name__}); its log says more")
+
+
+def reported(error: Exception) -> ApiError:
+    """`as_api_error`, with a traceback in the log where the error is a bug of ours."""
+    answer = as_api_error(error)
+    if answer.status == 500 and not isinstance(error, (ApiError, NotFiniteError)):
+        _log.error("a request failed", exc_info=error)
+    return answer
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """The error object in the dialect of the endpoint at `path`."""
+    if is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}}
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether the endpoint at `path` speaks Anthropic's dialect."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a body: one sentence that a client can show."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return ApiError(400, f"the body is not valid JSON: {one_line(reason)[:_MOST_SHOWN]}")
+    if not place:
+        return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    name = one_line(name)[:_MOST_SHOWN]
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{name} is not a field that this server knows", code="unknown_parameter", param=name)
+    if first["type"] == "missing":
+        return ApiError(400, f"{name} is required", code="missing_required_parameter", param=name)
+    return ApiError(400, f"{name}: {one_line(first['msg'])[:_MOST_SHOWN]}", param=name)
+
+
+def _of_http(error: HTTPException) -> ApiError:
+    """The framework's own refusals: unknown paths, wrong methods, bodies that cannot be parsed."""
+    if error.status_code == 404:
+        return ApiError(404, "there is no such endpoint; /openapi.json lists them", code="unknown_url")
+    answer = ApiError(error.status_code, str(error.detail or HTTPStatus(error.status_code).phrase))
+    answer.headers = dict(error.headers or {})
+    return answer

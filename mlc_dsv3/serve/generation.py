@@ -1,0 +1,183 @@
+"""A request while it runs: prompt and parameters in, pieces of its answers out. Every dialect translates these pieces.
+
+dialect ──Job──▶ Generation ──Piece: events, logprobs, finish reason──▶ dialect
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from mlc_dsv3.runtime.completion import TokenLogprob, Update
+from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.serve.errors import ApiError
+from mlc_dsv3.serve.plain import Event, Reader, Reasoning, ToolCallStart
+from mlc_dsv3.serve.service import Service
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to generate: `choices` answers to one prompt. `reader` makes the events of one answer's text."""
+
+    tokens: Sequence[int]
+    params: SamplingParams
+    choices: int
+    reader: Callable[[], Reader]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step added to one answer. The last piece of an answer has its `finish_reason`."""
+
+    choice: int
+    events: list[Event]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: FinishReason | None
+
+
+@dataclass
+class Usage:
+    """Tokens and seconds of a request, all of its answers together."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    _drafts: dict[int, tuple[int, int]] = field(default_factory=dict)  # made and right, by the answers' request ids
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None  # token
+    last: float | None = None
+
+    def count(self, update: Update, now: float) -> None:
+        """Add an update's tokens, which came `now`."""
+        self.completion_tokens += len(update.token_ids)
+        self._drafts[update.request_id] = update.drafted, update.accepted
+        self.cached_tokens = max(self.cached_tokens, update.reused_tokens)
+        self.first = self.first or now
+        self.last = now
+
+    def timings(self) -> dict[str, float | int]:
+        """Seconds until the first token, seconds from then on, and what drafts did."""
+        first = self.first or time.monotonic()
+        decoding = (self.last or first) - first
+        drafted, accepted = (sum(counts) for counts in zip((0, 0), *self._drafts.values(), strict=True))
+        later = self.completion_tokens - 1
+        return {
+            "prefill_seconds": round(first - self.started, 6),
+            "decode_seconds": round(decoding, 6),
+            "tokens_per_second": round(later / decoding, 3) if decoding > 0 and later > 0 else 0.0,
+            "drafted": drafted,
+            "accepted": accepted,
+        }
+
+
+class Generation:
+    """One request's answers. `pieces` runs it; `close` must be called in any case, once nobody wants more."""
+
+    def __init__(self, service: Service, job: Job) -> None:
+        self.job, self.usage = job, Usage(prompt_tokens=len(job.tokens))
+        self._service = service
+
+    @staticmethod
+    async def prepare(service: Service, choices: int, make: Callable[[], Job]) -> Generation:
+        """Take a place in the queue and call `make`, which may take long. ApiError or UserError for a wrong request."""
+        started = time.monotonic()
+        service.admit(choices)
+        try:
+            job = await asyncio.to_thread(make)
+            service.llm.check(job.tokens, job.params)
+        except BaseException:
+            service.release(choices, time.monotonic() - started)
+            raise
+        service.expert_shares.note(job.tokens)
+        return Generation(service, job)
+
+    def close(self) -> None:
+        """Give the place in the queue back."""
+        self._service.release(self.job.choices, time.monotonic() - self.usage.started)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The answers' pieces as they come; closing this cancels what still runs. Raises what a request fails with."""
+        job = self.job
+        answers = [_Answer(choice, job.reader()) for choice in range(job.choices)]
+        async with aclosing(self._updates()) as updates:
+            async for choice, update in updates:
+                self.usage.count(update, time.monotonic())
+                piece = answers[choice].piece(update)
+                self.usage.reasoning_tokens += len(update.token_ids) if answers[choice].thinks else 0
+                if piece.events or piece.logprobs or piece.finish_reason:
+                    yield piece
+
+    async def _updates(self) -> AsyncGenerator[tuple[int, Update], None]:
+        """Updates of all answers, each with its answer's number."""
+        if self.job.choices == 1:
+            async with aclosing(self._run(0)) as updates:
+                async for update in updates:
+                    yield 0, update
+            return
+        merged: asyncio.Queue[tuple[int, Update | Exception]] = asyncio.Queue()
+        prompt_is_read = asyncio.Event()  # by the first answer: the others find it in the cache
+
+        async def follow(choice: int) -> None:
+            if choice > 0:
+                await prompt_is_read.wait()
+            try:
+                async with aclosing(self._run(choice)) as updates:
+                    async for update in updates:
+                        merged.put_nowait((choice, update))
+                        prompt_is_read.set()
+            except Exception as error:
+                merged.put_nowait((choice, error))
+
+        tasks = [asyncio.create_task(follow(choice)) for choice in range(self.job.choices)]
+        try:
+            running = len(tasks)
+            while running:
+                choice, item = await merged.get()
+                if isinstance(item, Exception):
+                    raise item
+                running -= item.finish_reason is not None
+                yield choice, item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _run(self, choice: int) -> AsyncIterator[Update]:
+        params = self.job.params
+        if choice > 0 and params.seed is not None:
+            params = replace(params, seed=(params.seed + choice) % 2**64)
+        return self._service.engine.run(self.job.tokens, params)
+
+
+class _Answer:
+    """One answer on its way: its reader, and what it has had so far."""
+
+    def __init__(self, number: int, reader: Reader) -> None:
+        self._number, self._reader = number, reader
+        self._calls_tools = False
+        self.thinks = False  # the latest text is reasoning
+
+    def piece(self, update: Update) -> Piece:
+        events = self._reader.feed(update.text)
+        if update.finish_reason is not None:
+            events = [*events, *self._reader.finish()]
+        for event in events:
+            self.thinks = isinstance(event, Reasoning)
+            self._calls_tools = self._calls_tools or isinstance(event, ToolCallStart)
+        return Piece(self._number, events, update.logprobs, self._reason(update))
+
+    def _reason(self, update: Update) -> FinishReason | None:
+        match update.finish_reason:
+            case "cancelled":
+                raise ApiError(503, "the server is shutting down")
+            case "stop" if self._calls_tools:
+                return "tool_calls"
+            case reason:
+                return reason

@@ -1,0 +1,62 @@
+"""What the requests of all dialects share: strictness, fields without effect here, and the sampling settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.serve.errors import ApiError
+
+
+class Strict(BaseModel):
+    """An object whose fields have exactly their types, and which has no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Bookkeeping(Strict):
+    """Fields that say nothing about the answer: accepted, and without effect."""
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = Field(None, description="A guess at the answer, which would change its speed alone.")
+
+
+class Sampling(Strict):
+    """Sampling settings by OpenAI's names and vLLM's. What is null or left out is the checkpoint's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="Token id → number added to its logit.")
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+
+    def params(self, defaults: SamplingParams, **given: Any) -> SamplingParams:
+        """`defaults` with what the request states, and with what is `given` and not None. UserError as
+        `SamplingParams`."""
+        stated = {name: getattr(self, name) for name in Sampling.model_fields}
+        if self.logit_bias is not None:
+            stated["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
+        stated.update(given)
+        return replace(defaults, **{name: value for name, value in stated.items() if value is not None})
+
+
+def _token_id(key: str) -> int:
+    if not key.isascii() or not key.isdigit() or len(key) > 10:
+        raise ApiError(400, f"logit_bias has the key {key[:50]!r}; it must be a token id", param="logit_bias")
+    return int(key)
