@@ -64,6 +64,8 @@ def configure(config: pytest.Config) -> None:
             os.execv(sys.executable, [sys.executable, "-m", "pytest", *config.invocation_params.args])
     _choose_tests(config, device)
     if device == "metal" and (hasattr(config, "workerinput") or not config.getoption("numprocesses", None)):
+        # A worker of xdist has its parent's sys.path, whatever PYTHONPATH says.
+        sys.path.insert(0, str(TESTS / device / "emulator"))
         import emulated_metal  # noqa: F401  importing it installs it
 
 
