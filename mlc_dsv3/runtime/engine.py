@@ -47,6 +47,18 @@ class EngineStats:
 
 
 @dataclass(frozen=True)
+class Occupancy:
+    """Requests that run and wait; tokens that the cache has room for, those in free pages, and those in pages of the
+    prefix cache, which running requests may share."""
+
+    running: int
+    waiting: int
+    cache_tokens: int
+    free_tokens: int
+    prefix_tokens: int
+
+
+@dataclass(frozen=True)
 class _Choice:
     """What a step gave a sequence: the drafts that are the model's own tokens and one more, with their logprobs where
     they are wanted; or an error in place of the last."""
@@ -187,6 +199,18 @@ class Engine:
             for _ in self._read(tokens, every_row=False):
                 pass
 
+    def prompt_logprobs(self, tokens: Tokens[int], alternatives: int) -> Iterator[list[TokenLogprob]]:
+        """The logprob of each of `tokens` but the first, behind those before it: a step's at a time, so that requests
+        wait no longer than that."""
+        for start, stop, output in self._read(tokens, every_row=True):
+            following = tokens[start + 1 : stop + 1]  # one fewer than rows at the prompt's end
+            logprobs = [
+                token_logprob(row, token, alternatives) for row, token in zip(output.logits, following, strict=False)
+            ]
+            if not all(np.isfinite(entry.logprob) for entry in logprobs):
+                raise NotFiniteError(f"the model's logits at positions from {start} to {stop - 1} are not finite")
+            yield logprobs
+
     def _read(self, tokens: Tokens[int], *, every_row: bool) -> Iterator[tuple[int, int, StepOutput]]:
         """The steps of a prompt: first position, one past the last, and the output, with logits of every row or of the
         last."""
@@ -202,6 +226,18 @@ class Engine:
                 start = stop
         finally:
             self._scheduler.pool.release(pages)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full the engine is. Any thread may ask."""
+        scheduler = self._scheduler
+        return Occupancy(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            cache_tokens=scheduler.pool.num_pages * self._page_size,
+            free_tokens=scheduler.pool.free * self._page_size,
+            prefix_tokens=len(scheduler.prefix) * self._page_size,
+        )
 
     def clear_cache(self) -> None:
         """Forget the prefixes of finished requests."""

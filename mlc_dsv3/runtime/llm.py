@@ -13,8 +13,8 @@ import numpy as np
 
 from mlc_dsv3.errors import DeviceError, UserError, note
 from mlc_dsv3.runtime.capacity import Room, plan_cache
-from mlc_dsv3.runtime.completion import Completion, Update, joined
-from mlc_dsv3.runtime.engine import Engine, EngineStats
+from mlc_dsv3.runtime.completion import Completion, TokenLogprob, Update, joined
+from mlc_dsv3.runtime.engine import Engine, EngineStats, Occupancy
 from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
 from mlc_dsv3.runtime.loop import EngineLoop, Outbox
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation
@@ -154,6 +154,11 @@ class LLM:
         """UserError for a prompt and parameters that the model cannot take."""
         self._open_engine().check(token_ids, params)
 
+    @property
+    def occupancy(self) -> Occupancy:
+        """How many requests run and wait, and how full the cache is."""
+        return self._open_engine().occupancy
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Completion]:
@@ -195,6 +200,19 @@ class LLM:
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
         return self._loop.run(lambda: self._open_engine().logits(token_ids))
+
+    def prompt_logprobs(self, token_ids: Sequence[int], alternatives: int = 0) -> list[TokenLogprob]:
+        """The logprob of each token of a prompt but the first, with the likeliest alternatives. Requests run on between
+        its steps."""
+        engine = self._open_engine()
+        engine.check(token_ids, SamplingParams())
+        steps, found = engine.prompt_logprobs(token_ids, alternatives), []
+        try:
+            while (step := self._loop.run(lambda: next(steps, None))) is not None:
+                found += step
+        finally:
+            self._loop.run(steps.close)
+        return found
 
     def read(
         self,

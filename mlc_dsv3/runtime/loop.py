@@ -57,6 +57,8 @@ class EngineLoop:
             try:
                 called.set_result(function())
             except BaseException as error:
+                if isinstance(error, DeviceError):
+                    self._failed = error
                 called.set_exception(error)
 
         self._post(call)

@@ -100,6 +100,12 @@ class Tokenizer:
         parse = options.get("parse_control_tokens")
         return self.encode(rendered) if parse else self._encode_with_text_as_text(rendered)
 
+    def chat_text(
+        self, conversation: Conversation, *, add_generation_prompt: bool = True, **options: Unpack[ChatOptions]
+    ) -> str:
+        """The text that the chat template writes for a conversation."""
+        return self._rendered(conversation, add_generation_prompt, **options).replace(BREAK, "")
+
     def answer_opening(self, conversation: Conversation, **options: Unpack[ChatOptions]) -> str:
         """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing.
 

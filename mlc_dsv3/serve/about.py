@@ -1,4 +1,4 @@
-"""`/v1/models`, `/health` and `/experts`: what is served, whether it works, and which experts it loads."""
+"""`/v1/models`, `/health`, `/metrics` and `/experts`: what is served, and how it fares."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from mlc_dsv3.serve.errors import ApiError
@@ -38,6 +39,13 @@ async def model(name: str, service: CurrentService) -> Response:
     """One of them."""
     service.check_model(name)
     return JsonResponse(_described(service.model, name))
+
+
+@router.get("/metrics")
+async def metrics(service: CurrentService) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format."""
+    await service.expert_shares.read()
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/experts")

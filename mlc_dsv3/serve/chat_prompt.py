@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlc_dsv3.runtime.messages import ChatOptions, Message
+from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.generation import Job
 from mlc_dsv3.serve.plain import Reader
@@ -27,17 +27,28 @@ class ChatPrompt:
     variables: Mapping[str, Any] | None = None
     reasoning_effort: str | None = None
     parse_control_tokens: bool = False
+    add_generation_prompt: bool = True
 
     def tokens(self, service: Service) -> Sequence[int]:
         """What the model reads. UserError for what is no conversation."""
-        messages = [_with_known_role(message) for message in self.messages]
-        return service.llm.prompt_tokens(messages, **self._options(service))
+        return service.llm.tokenizer.chat_prompt(self._messages(), **self._checked(service))
 
-    def _options(self, service: Service) -> ChatOptions:
+    def text(self, service: Service) -> str:
+        """The same as text."""
+        return service.llm.tokenizer.chat_text(self._messages(), **self._checked(service))
+
+    def _messages(self) -> list[Message]:
+        return [_with_known_role(message) for message in self.messages]
+
+    def _checked(self, service: Service) -> dict[str, Any]:
+        """Options of the template, all of which it reads."""
+        variables = {**self._effort(service), **(self.variables or {})}
+        service.llm.tokenizer.chat_template.refuse_unread(self.tools, variables)
         return {
             "tools": self.tools,
-            "template_kwargs": {**self._effort(service), **(self.variables or {})},
+            "template_kwargs": variables,
             "parse_control_tokens": self.parse_control_tokens,
+            "add_generation_prompt": self.add_generation_prompt,
         }
 
     def _effort(self, service: Service) -> dict[str, Any]:
@@ -50,7 +61,7 @@ class ChatPrompt:
 
 def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choices: int) -> Job:
     """The job of a conversation. Takes a while for a long one: not for the event loop."""
-    return Job(prompt.tokens(service), params, choices, Reader)
+    return Job([prompt.tokens(service)], params, choices, Reader)
 
 
 def _with_known_role(message: Message) -> Message:

@@ -49,6 +49,13 @@ class ExpertShares:
         shares = self._shares
         return {"layers": list(self._layers), "experts": len(shares[0]), "load": shares, "tokens": self._tokens}
 
+    def peaks(self) -> dict[int, float]:
+        """By how much of an even load each layer's busiest expert has, in the latest sample; empty before the first."""
+        if not self._tokens:
+            return {}
+        pairs = zip(self._layers, self._shares, strict=True)
+        return {layer: max(shares) * len(shares) for layer, shares in pairs}
+
     def _sample(self) -> None:
         started, self._fresh = time.monotonic(), False
         sampled = recent_load(self._llm, self._text, last=_TOKENS)

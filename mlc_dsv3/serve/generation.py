@@ -15,6 +15,7 @@ from typing import Literal
 from mlc_dsv3.runtime.completion import TokenLogprob, Update
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.errors import ApiError
+from mlc_dsv3.serve.metrics import Metrics
 from mlc_dsv3.serve.plain import Event, Reader, Reasoning, ToolCallStart
 from mlc_dsv3.serve.service import Service
 
@@ -23,12 +24,20 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Job:
-    """What to generate: `choices` answers to one prompt. `reader` makes the events of one answer's text."""
+    """What to generate: `choices` answers to each of the prompts, numbered from the first prompt's first on.
 
-    tokens: Sequence[int]
+    `reader` makes the events of one answer's text.
+    """
+
+    prompts: Sequence[Sequence[int]]
     params: SamplingParams
     choices: int
     reader: Callable[[], Reader]
+
+    @property
+    def answers(self) -> int:
+        """How many there are."""
+        return len(self.prompts) * self.choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +55,27 @@ class Usage:
     """Tokens and seconds of a request, all of its answers together."""
 
     prompt_tokens: int = 0
-    cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    _drafts: dict[int, tuple[int, int]] = field(default_factory=dict)  # made and right, by the answers' request ids
+    _cached: dict[int, int] = field(default_factory=dict)  # by request ids, as the next
+    _drafts: dict[int, tuple[int, int]] = field(default_factory=dict)  # made, and right
     started: float = field(default_factory=time.monotonic)
     first: float | None = None  # token
     last: float | None = None
 
-    def count(self, update: Update, now: float) -> None:
-        """Add an update's tokens, which came `now`."""
+    def count(self, update: Update, now: float, *, reads_prompt: bool) -> None:
+        """Add an update's tokens, which came `now`; of the answers to one prompt the first one reads it."""
         self.completion_tokens += len(update.token_ids)
         self._drafts[update.request_id] = update.drafted, update.accepted
-        self.cached_tokens = max(self.cached_tokens, update.reused_tokens)
+        if reads_prompt:
+            self._cached[update.request_id] = update.reused_tokens
         self.first = self.first or now
         self.last = now
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that the cache spared."""
+        return sum(self._cached.values())
 
     def timings(self) -> dict[str, float | int]:
         """Seconds until the first token, seconds from then on, and what drafts did."""
@@ -81,34 +96,37 @@ class Generation:
     """One request's answers. `pieces` runs it; `close` must be called in any case, once nobody wants more."""
 
     def __init__(self, service: Service, job: Job) -> None:
-        self.job, self.usage = job, Usage(prompt_tokens=len(job.tokens))
+        self.job, self.usage = job, Usage(prompt_tokens=sum(map(len, job.prompts)))
         self._service = service
 
     @staticmethod
-    async def prepare(service: Service, choices: int, make: Callable[[], Job]) -> Generation:
-        """Take a place in the queue and call `make`, which may take long. ApiError or UserError for a wrong request."""
+    async def prepare(service: Service, answers: int, make: Callable[[], Job]) -> Generation:
+        """Take places in the queue and call `make`, which may take long. ApiError or UserError for a wrong request."""
         started = time.monotonic()
-        service.admit(choices)
+        service.admit(answers)
         try:
             job = await asyncio.to_thread(make)
-            service.llm.check(job.tokens, job.params)
+            for tokens in job.prompts:
+                service.llm.check(tokens, job.params)
         except BaseException:
-            service.release(choices, time.monotonic() - started)
+            service.release(answers, time.monotonic() - started)
             raise
-        service.expert_shares.note(job.tokens)
+        service.expert_shares.note(job.prompts[-1])
         return Generation(service, job)
 
     def close(self) -> None:
-        """Give the place in the queue back."""
-        self._service.release(self.job.choices, time.monotonic() - self.usage.started)
+        """Give the places in the queue back."""
+        self._service.release(self.job.answers, time.monotonic() - self.usage.started)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answers' pieces as they come; closing this cancels what still runs. Raises what a request fails with."""
         job = self.job
-        answers = [_Answer(choice, job.reader()) for choice in range(job.choices)]
+        answers = [_Answer(choice, job.reader()) for choice in range(job.answers)]
         async with aclosing(self._updates()) as updates:
             async for choice, update in updates:
-                self.usage.count(update, time.monotonic())
+                now = time.monotonic()
+                self.usage.count(update, now, reads_prompt=choice % job.choices == 0)
+                answers[choice].measure(update, now, self.usage.started, self._service.metrics)
                 piece = answers[choice].piece(update)
                 self.usage.reasoning_tokens += len(update.token_ids) if answers[choice].thinks else 0
                 if piece.events or piece.logprobs or piece.finish_reason:
@@ -116,16 +134,18 @@ class Generation:
 
     async def _updates(self) -> AsyncGenerator[tuple[int, Update], None]:
         """Updates of all answers, each with its answer's number."""
-        if self.job.choices == 1:
+        if self.job.answers == 1:
             async with aclosing(self._run(0)) as updates:
                 async for update in updates:
                     yield 0, update
             return
         merged: asyncio.Queue[tuple[int, Update | Exception]] = asyncio.Queue()
-        prompt_is_read = asyncio.Event()  # by the first answer: the others find it in the cache
+        # The first answer to a prompt reads it, and the others find it in the cache.
+        read = [asyncio.Event() for _ in self.job.prompts]
 
         async def follow(choice: int) -> None:
-            if choice > 0:
+            prompt_is_read = read[choice // self.job.choices]
+            if choice % self.job.choices > 0:
                 await prompt_is_read.wait()
             try:
                 async with aclosing(self._run(choice)) as updates:
@@ -135,7 +155,7 @@ class Generation:
             except Exception as error:
                 merged.put_nowait((choice, error))
 
-        tasks = [asyncio.create_task(follow(choice)) for choice in range(self.job.choices)]
+        tasks = [asyncio.create_task(follow(choice)) for choice in range(self.job.answers)]
         try:
             running = len(tasks)
             while running:
@@ -150,10 +170,11 @@ class Generation:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _run(self, choice: int) -> AsyncIterator[Update]:
+        prompt, number = divmod(choice, self.job.choices)
         params = self.job.params
-        if choice > 0 and params.seed is not None:
-            params = replace(params, seed=(params.seed + choice) % 2**64)
-        return self._service.engine.run(self.job.tokens, params)
+        if number > 0 and params.seed is not None:
+            params = replace(params, seed=(params.seed + number) % 2**64)
+        return self._service.engine.run(self.job.prompts[prompt], params)
 
 
 class _Answer:
@@ -162,7 +183,22 @@ class _Answer:
     def __init__(self, number: int, reader: Reader) -> None:
         self._number, self._reader = number, reader
         self._calls_tools = False
+        self._latest: float | None = None  # time of the latest token
         self.thinks = False  # the latest text is reasoning
+
+    def measure(self, update: Update, now: float, started: float, metrics: Metrics) -> None:
+        """Tell `metrics` of an update's tokens, which came `now`, and of the answer's end."""
+        if update.token_ids and self._latest is None:
+            metrics.first_token.observe(now - started)
+        elif update.token_ids:
+            # A step's tokens come together: each is as late as their share of the time since the step before.
+            share = (now - self._latest) / len(update.token_ids)
+            for _ in update.token_ids:
+                metrics.between_tokens.observe(share)
+        self._latest = now
+        if update.finish_reason is not None:
+            metrics.answers.labels(update.finish_reason).inc()
+            metrics.answer_seconds.observe(now - started)
 
     def piece(self, update: Update) -> Piece:
         events = self._reader.feed(update.text)

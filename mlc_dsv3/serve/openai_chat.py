@@ -12,23 +12,16 @@ from pydantic import Field
 from starlette.responses import Response
 
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job
-from mlc_dsv3.serve.generation import Generation, Piece, Usage
+from mlc_dsv3.serve.generation import Generation, Piece
 from mlc_dsv3.serve.json_response import JsonResponse
+from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
 from mlc_dsv3.serve.plain import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
-from mlc_dsv3.serve.request import Bookkeeping, Sampling, Strict
+from mlc_dsv3.serve.request import Bookkeeping, Sampling
 from mlc_dsv3.serve.service import CurrentService, Service
-from mlc_dsv3.serve.sse import DONE, EventStream, event, openai_error_frames, whole_unless_left
+from mlc_dsv3.serve.sse import EventStream, whole_unless_left
 from mlc_dsv3.serve.token_names import chat_logprobs
 
 router = APIRouter()
-_MOST_CHOICES = 128
-
-
-class StreamOptions(Strict):
-    """What a stream has beside the answer."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = Field(False, description="Without effect: the server pads no chunks.")
 
 
 class ChatRequest(Bookkeeping, Sampling):
@@ -36,7 +29,7 @@ class ChatRequest(Bookkeeping, Sampling):
 
     model: str | None = None
     messages: list[dict[str, Any]] = Field(min_length=1)
-    n: int | None = Field(None, ge=1, le=_MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream: bool | None = None
@@ -78,7 +71,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: Current
     generation = await Generation.prepare(service, choices, lambda: chat_job(service, prompt, params, choices))
     answer = _Answer(service, generation, body)
     if body.stream:
-        return EventStream(answer.chunks(), error_frames=openai_error_frames, ended=generation.close)
+        return EventStream(answer.chunks(), error_frames=error_frames, ended=generation.close)
     return JsonResponse(await whole_unless_left(request, answer.whole(), generation.close))
 
 
@@ -93,8 +86,7 @@ class _Answer:
         """The answer as server-sent events."""
         head = {**self._head, "object": "chat.completion.chunk"}
         begun: set[int] = set()
-        options = self._body.stream_options or StreamOptions()
-        without = {"usage": None} if options.include_usage else {}
+        options = self._body.stream_options
         async for piece in self._generation.pieces():
             role = {} if piece.choice in begun else {"role": "assistant", "content": ""}
             begun.add(piece.choice)
@@ -104,25 +96,16 @@ class _Answer:
                 "logprobs": self._logprobs(piece),
                 "finish_reason": piece.finish_reason,
             }
-            yield event({**head, "choices": [choice], **without})
-        if options.include_usage:
-            usage = self._generation.usage
-            yield event({**head, "choices": [], "usage": openai_usage(usage), "timings": usage.timings()})
-        yield DONE
+            yield chunk(head, choice, options)
+        yield stream_end(head, self._generation.usage, options)
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object."""
-        pieces: list[list[Piece]] = [[] for _ in range(self._generation.job.choices)]
+        pieces: list[list[Piece]] = [[] for _ in range(self._generation.job.answers)]
         async for piece in self._generation.pieces():
             pieces[piece.choice].append(piece)
-        usage = self._generation.usage
-        return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [self._choice(number, own) for number, own in enumerate(pieces)],
-            "usage": openai_usage(usage),
-            "timings": usage.timings(),
-        }
+        choices = [self._choice(number, own) for number, own in enumerate(pieces)]
+        return whole_object({**self._head, "object": "chat.completion"}, choices, self._generation.usage)
 
     def _choice(self, number: int, pieces: list[Piece]) -> dict[str, Any]:
         logprobs = None
@@ -138,17 +121,6 @@ class _Answer:
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         return chat_logprobs(self._service.llm.tokenizer, piece.logprobs) if piece.logprobs else None
-
-
-def openai_usage(usage: Usage) -> dict[str, Any]:
-    """`usage` of an OpenAI answer."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
 
 
 def _delta(events: list[Event]) -> dict[str, Any]:

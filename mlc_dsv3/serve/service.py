@@ -16,6 +16,7 @@ from mlc_dsv3.runtime.llm import LLM
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.expert_shares import ExpertShares
+from mlc_dsv3.serve.metrics import Metrics
 
 _LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 
@@ -50,6 +51,7 @@ class Service:
         self.model = ServedModel(tuple(names), int(time.time()), llm.context_window, _thinking_variables(llm))
         self.max_open = llm.max_batch + max_waiting
         self.expert_shares = ExpertShares(llm)
+        self.metrics = Metrics(llm, self.expert_shares)
         self.open = 0
         self._seconds = 1.0  # that a request takes, over the last ones
 

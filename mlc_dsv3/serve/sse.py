@@ -12,11 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlc_dsv3.serve.errors import ApiError, error_body, reported
+from mlc_dsv3.serve.errors import ApiError, reported
 from mlc_dsv3.serve.json_response import json_bytes
 
 KEEP_ALIVE_SECONDS = 5.0
-DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
 
 T = TypeVar("T")
@@ -26,11 +25,6 @@ def event(data: Any, name: str | None = None) -> bytes:
     """One event whose data is JSON; `name` is its type, where the dialect has types."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return b"%bdata: %b\n\n" % (head, json_bytes(data))
-
-
-def openai_error_frames(error: ApiError) -> bytes:
-    """The end of an OpenAI stream that fails."""
-    return event(error_body(error, "")) + DONE
 
 
 class EventStream(Response):

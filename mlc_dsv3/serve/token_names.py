@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Sequence
 from typing import Any
 
 from mlc_dsv3.runtime.completion import TokenLogprob
@@ -19,11 +21,50 @@ def chat_logprobs(tokenizer: Tokenizer, logprobs: list[TokenLogprob]) -> dict[st
     return {"content": content, "refusal": None}
 
 
-def finite(logprob: float) -> float:
-    """A logprob as JSON can have it."""
+class CompletionLogprobs:
+    """`logprobs` of one answer to a request for completions, which grow with its text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0  # characters so far
+
+    def prompt(self, first: int, others: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Those of an echoed prompt, of whose first token nothing foretells."""
+        start = {
+            "tokens": [_text(self._tokenizer, first)],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [self._offset(first)],
+        }
+        return {name: start[name] + entries for name, entries in self.generated(others).items()}
+
+    def generated(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        """Those of further tokens."""
+        return {
+            "tokens": [_text(self._tokenizer, entry.token_id) for entry in logprobs],
+            "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+            "top_logprobs": [
+                {_text(self._tokenizer, token): _finite(logprob) for token, logprob in entry.top} for entry in logprobs
+            ],
+            "text_offset": [self._offset(entry.token_id) for entry in logprobs],
+        }
+
+    def _offset(self, token: int) -> int:
+        """Where the text of the next token begins, in characters of the whole text."""
+        offset = self._length
+        self._length += len(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        return offset
+
+
+def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
 def _described(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     spelt = tokenizer.token_bytes(token)
-    return {"token": spelt.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(spelt)}
+    return {"token": spelt.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(spelt)}
