@@ -73,6 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits.add_argument(
         "--max-body", type=_count, default=16, metavar="MIB", help="largest body of a request, in MiB (16)"
     )
+    saved = parser.add_argument_group("saved prefixes")
+    saved.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep beginnings of prompts of at least 1,024 tokens in this folder, for prompts to come (none)",
+    )
+    saved.add_argument(
+        "--cache-dir-size", type=_count, default=16, metavar="GIB", help="largest size of that folder, in GiB (16)"
+    )
     add_sampling(parser)
     add_no_mtp(parser)
     add_ignore_config_field(parser)
@@ -127,6 +137,8 @@ def _load(parsed: argparse.Namespace) -> LLM:
         ignore_config_fields=parsed.ignore_config_field,
         without_mtp=parsed.no_mtp,
         speculative=parsed.speculative,
+        cache_dir=parsed.cache_dir,
+        cache_dir_bytes=parsed.cache_dir_size << 30,
         check_tokenizer=lambda tokenizer: None,
     )
 

@@ -27,6 +27,7 @@ from mlc_dsv3.runtime.speculation import MOST_DRAFTS, Speculation
 if TYPE_CHECKING:  # the engine itself needs no tvm
     from mlc_dsv3.runtime.library import Library
     from mlc_dsv3.runtime.model import CompiledModel
+    from mlc_dsv3.runtime.page_store import PageStore
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Engine:
 
     `model` gets a cache of `num_pages` pages, which this engine owns from here on.
     `detokenizer` makes a fresh text stream for a request; without one, texts are empty. With `speculation` tokens are
-    drafted and verified several at a time; what comes out is the same, token for token, drawn or greedy.
+    drafted and verified several at a time; what comes out is the same, token for token, drawn or greedy. What leaves
+    the cache goes to `store`, and comes back from there.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Engine:
         detokenizer: Callable[[], TextStream] | None = None,
         eos_token_ids: Collection[int] = (),
         speculation: Speculation | None = None,
+        store: PageStore | None = None,
     ) -> None:
         metadata = model.metadata
         self.context_window = context_window or metadata.context_window
@@ -110,6 +113,8 @@ class Engine:
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
         model.allocate_cache(num_pages)
+        if store is not None:
+            self._scheduler.save_to(store, model)
 
     @property
     def has_work(self) -> bool:
@@ -239,8 +244,14 @@ class Engine:
             prefix_tokens=len(scheduler.prefix) * self._page_size,
         )
 
+    def save_prefixes(self) -> None:
+        """Save the prefixes of finished requests that are worth it, and return once they are on disk. No request comes
+        after that."""
+        if self._scheduler.saved is not None:
+            self._scheduler.saved.close()
+
     def clear_cache(self) -> None:
-        """Forget the prefixes of finished requests."""
+        """Forget the prefixes of finished requests, but not what is on disk."""
         self._scheduler.prefix.clear()
 
     @property

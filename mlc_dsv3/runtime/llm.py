@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from mlc_dsv3.errors import DeviceError, UserError, note
+from mlc_dsv3.limits import Limits
 from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, TokenLogprob, Update, joined
 from mlc_dsv3.runtime.engine import Engine, EngineStats, Occupancy
@@ -27,11 +28,13 @@ from relax_model.fields import Fields
 if TYPE_CHECKING:
     from mlc_dsv3.runtime.detokenizer import Detokenizer
     from mlc_dsv3.runtime.library import Library
+    from mlc_dsv3.runtime.page_store import PageStore
     from mlc_dsv3.runtime.prepare import Prepared
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Inbox = SimpleQueue[Update]
+DEFAULT_CACHE_DIR_BYTES = 16 << 30
 
 
 class LLM:
@@ -47,6 +50,8 @@ class LLM:
     cache_tokens: size of the latent cache; by default as `capacity.plan_cache` says.
     speculative: tokens that the MTP layer drafts for each step: a number up to 4, "auto" (what pays) or "off". The
         answers are the same, token for token.
+    cache_dir: a folder for prefixes of at least 1,024 tokens that leave the latent cache, at the latest in `close`.
+        They come back for prompts that begin with them, also in another process. cache_dir_bytes: its largest size.
     ignore_config_fields: fields of config.json to go on without, such as those that are not understood.
     without_mtp: leave out the checkpoint's MTP layers.
     check_tokenizer: called with the tokenizer before anything is converted or compiled. Then a model without one is an
@@ -68,6 +73,8 @@ class LLM:
         context_window: int | None = None,
         max_batch: int | None = None,
         cache_tokens: int | None = None,
+        cache_dir: str | Path | None = None,
+        cache_dir_bytes: int = DEFAULT_CACHE_DIR_BYTES,
         ignore_config_fields: Collection[str] = (),
         speculative: str | int = "auto",
         without_mtp: bool = False,
@@ -90,18 +97,26 @@ class LLM:
             before_making=lambda folder: self._read_tokenizer(folder, check_tokenizer),
         )
         self.artifact, self.device = prepared.artifact, prepared.device
+        store = _store(cache_dir, cache_dir_bytes, prepared)
         self._loop = EngineLoop()
         self._engine: Engine | None = None
         weakref.finalize(self, self._loop.close)
         try:
-            self._engine = self._loop.start(lambda: self._load(prepared, room, threads, speculative))
+            self._engine = self._loop.start(lambda: self._load(prepared, room, threads, speculative, store))
         except BaseException:
             self._loop.close()
             raise
         self.context_window = self._engine.context_window
         self.default_params = SamplingParams(**read_sampling(Fields(self.artifact.chat_config)))
 
-    def _load(self, prepared: Prepared, room: Room, threads: int | None, speculative: str | int) -> Engine:
+    def _load(
+        self,
+        prepared: Prepared,
+        room: Room,
+        threads: int | None,
+        speculative: str | int,
+        store: PageStore | None,
+    ) -> Engine:
         """The engine, with weights and cache."""
         from mlc_dsv3.runtime.model import CompiledModel
 
@@ -126,6 +141,7 @@ class LLM:
             detokenizer=self._detokenizer() if self._tokenizer is not None else None,
             eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
             speculation=speculation(speculative, has_mtp="draft" in limits.functions),
+            store=store,
         )
 
     @property
@@ -336,6 +352,14 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer | None, UserError | None]:
         return Tokenizer.load(folder), None
     except UserError as error:
         return None, error
+
+
+def _store(folder: str | Path | None, most_bytes: int, prepared: Prepared) -> PageStore | None:
+    """Where prefixes of this model are saved; None without a folder."""
+    from mlc_dsv3.runtime.page_store import PageStore
+
+    Limits(0, whole=True).check("cache_dir_bytes", most_bytes)
+    return PageStore(Path(folder), prepared.identity()[:20], most_bytes=most_bytes) if folder is not None else None
 
 
 def _configured_window(chat_config: dict[str, Any]) -> int | None:

@@ -137,6 +137,9 @@ class EngineLoop:
             self._outboxes.pop(update.request_id)(update)
 
     def _stop(self) -> None:
-        for update in self._engine.end_all("cancelled") if self._engine is not None else ():
-            self._deliver(update)
-        self._engine, self._stopped = None, True
+        engine, self._engine, self._stopped = self._engine, None, True
+        if engine is not None:
+            for update in engine.end_all("cancelled"):
+                self._deliver(update)
+            if self._failed is None:
+                engine.save_prefixes()

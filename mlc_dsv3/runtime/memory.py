@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -33,6 +35,12 @@ class Memory(Protocol):
 
     def write(self, tensor: Any, values: np.ndarray) -> None:
         """New values for the whole of a tensor."""
+
+    def read_rows(self, tensor: Any, rows: Sequence[int]) -> np.ndarray:
+        """A copy of some rows of a tensor's first axis."""
+
+    def write_rows(self, tensor: Any, rows: Sequence[int], values: np.ndarray) -> None:
+        """New values for some rows of a tensor's first axis."""
 
     def wait(self) -> None:
         """Return once all that was started has run."""
@@ -79,6 +87,14 @@ class HostMemory:
         """See `Memory`."""
         self.read(tensor)[...] = values
 
+    def read_rows(self, tensor: Any, rows: Sequence[int]) -> np.ndarray:
+        """See `Memory`."""
+        return self.read(tensor)[list(rows)]
+
+    def write_rows(self, tensor: Any, rows: Sequence[int], values: np.ndarray) -> None:
+        """See `Memory`."""
+        self.read(tensor)[list(rows)] = values
+
     def wait(self) -> None:
         """See `Memory`: calls return when they are through."""
 
@@ -114,6 +130,7 @@ class DeviceMemory:
         # Waits for nothing, unlike the copying of bytes; what is given may change at once.
         self._copy = tvm_ffi.get_global_func("runtime.TVMTensorCopyFromTo")
         self._wait = tvm_ffi.get_global_func("runtime.Device_StreamSync")
+        self._view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
         self._copy_out = tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")
         assert self._device.dlpack_device_type() == DEVICE_CODES[device]
 
@@ -155,6 +172,23 @@ class DeviceMemory:
 
         values = np.require(values, str(tensor.dtype), ["C", "W"])
         self._copy(tvm_ffi.from_dlpack(values), tensor)
+
+    def read_rows(self, tensor: Any, rows: Sequence[int]) -> np.ndarray:
+        """See `Memory`."""
+        return np.stack([self.read(self._row(tensor, row)) for row in rows])
+
+    def write_rows(self, tensor: Any, rows: Sequence[int], values: np.ndarray) -> None:
+        """See `Memory`."""
+        for row, value in zip(rows, values, strict=True):
+            self.write(self._row(tensor, row), value)
+
+    def _row(self, tensor: Any, row: int) -> Any:
+        """One row of a tensor's first axis, in the tensor's own memory."""
+        import tvm_ffi
+
+        shape = tuple(tensor.shape)[1:]
+        nbytes = math.prod(shape) * np.dtype(str(tensor.dtype)).itemsize
+        return self._view(tensor, tvm_ffi.Shape(shape), tensor.dtype, row * nbytes)
 
     def wait(self) -> None:
         """See `Memory`."""

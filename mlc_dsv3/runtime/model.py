@@ -93,6 +93,17 @@ class CompiledModel:
         for cache in self.caches:
             self._memory.write(cache, values(tuple(cache.shape)))
 
+    def read_pages(self, pages: Sequence[int]) -> np.ndarray:
+        """What pages of all caches hold: uint8 (len(pages) × `cache_bytes_per_page`,), layer by layer."""
+        parts = [self._memory.read_rows(cache, pages) for cache in self.caches]
+        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+
+    def write_pages(self, pages: Sequence[int], content: np.ndarray) -> None:
+        """Write what `read_pages` gave into as many other pages."""
+        for cache, part in zip(self.caches, np.split(content, len(self.caches)), strict=True):
+            values = part.view(str(cache.dtype)).reshape(len(pages), *tuple(cache.shape)[1:])
+            self._memory.write_rows(cache, pages, values)
+
     def step(self, batch: Batch) -> StepOutput:
         """Append the batch's rows to the cache and run them."""
         assert len(batch.wanted) > 0

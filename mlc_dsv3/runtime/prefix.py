@@ -7,24 +7,35 @@ write to, so whoever matches it takes it out of the tree: nothing is ever copied
 
 from __future__ import annotations
 
+import bisect
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Pages
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from mlc_dsv3.runtime.forms import AttentionForms
 from mlc_dsv3.runtime.pages import PagePool
 
-_Key = tuple[bytes, bool]  # a page's token ids, and whether the expanded form made it
+PageKey = tuple[bool, bytes]  # whether the expanded form made a page, and its token ids
 
 
 @dataclass(eq=False)
-class _Node:
+class Node:
+    """A page in the tree, `depth` pages from the root, itself included. `saved_prefixes.py` notes under which `name` it
+    saves the prefix that ends here, and whether it is `wanted` on disk."""
+
     page: int
-    key: _Key
-    parent: _Node | None
-    children: dict[_Key, _Node] = field(default_factory=dict)  # full pages
-    partials: dict[_Key, _Node] = field(default_factory=dict)  # partly filled pages; never have children
+    key: PageKey
+    parent: Node | None
+    depth: int
+    children: dict[PageKey, Node] = field(default_factory=dict)  # full pages
+    partials: dict[PageKey, Node] = field(default_factory=dict)  # partly filled pages; never have children
+    partial_keys: list[PageKey] = field(default_factory=list)  # those of `partials`, sorted
+    name: str = ""
+    wanted: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,8 @@ class Match:
     """Cached pages that hold the first `length` tokens of a prompt; `partial` is the partly filled last one."""
 
     length: int
-    full: tuple[_Node, ...]
-    partial: _Node | None
+    full: tuple[Node, ...]
+    partial: Node | None
 
     @property
     def num_pages(self) -> int:
@@ -49,13 +60,14 @@ class PrefixCache:
 
     def __init__(self, pool: PagePool, forms: AttentionForms, page_size: int) -> None:
         assert forms.block % page_size == 0, (forms.block, page_size)  # a page then has one form
+        self.before_eviction: Callable[[Node], None] = lambda node: None  # called with each full page's
         self._pool, self._forms, self._page_size = pool, forms, page_size
-        self._root = _Node(-1, (b"", False), None)
+        self._root = _root()
         self.changes = 0
-        self._nodes: dict[int, _Node] = {}  # by page
+        self._nodes: dict[int, Node] = {}  # by page
         # Nodes that no sequence holds, the first released first. A sequence that holds a node holds its parents too,
         # and releases a path from its deepest node on, so a node precedes its parent.
-        self._loose: OrderedDict[_Node, None] = OrderedDict()
+        self._loose: OrderedDict[Node, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -81,7 +93,7 @@ class PrefixCache:
         kept = self._forms.reusable(length, prompt_length)
         if kept < length:
             return Match(kept, tuple(path[: kept // size]), None)
-        partial, shared = self._best_partial(node, tokens[length:limit], self._key(tokens, length, prompt_length)[1])
+        partial, shared = self._best_partial(node, tokens[length:limit], self._forms.is_expanded(length, prompt_length))
         return Match(length + shared, tuple(path), partial)
 
     def pinned_by(self, match: Match) -> int:
@@ -140,9 +152,15 @@ class PrefixCache:
             return False
         node = next(iter(self._loose))
         assert not node.children and not node.partials, "a parent was evicted before its children"
+        if _is_full(node):
+            self.before_eviction(node)
         self._remove(node)
         self._pool.release((node.page,))
         return True
+
+    def full_pages(self) -> Iterator[Node]:
+        """Every full page."""
+        return (node for node in self._nodes.values() if _is_full(node))
 
     def clear(self) -> None:
         """Forget everything; pages that running sequences share stay with them."""
@@ -150,43 +168,63 @@ class PrefixCache:
         self._pool.release(self._nodes)
         self._nodes.clear()
         self._loose.clear()
-        self._root = _Node(-1, (b"", False), None)
+        self._root = _root()
 
-    def _key(self, tokens: array[int], start: int, prompt_length: int) -> _Key:
-        return tokens[start : start + self._page_size].tobytes(), self._forms.is_expanded(start, prompt_length)
+    def _key(self, tokens: array[int], start: int, prompt_length: int) -> PageKey:
+        return page_key(self._forms, tokens, start, self._page_size, prompt_length)
 
-    def _best_partial(self, node: _Node, tokens: array[int], expanded: bool) -> tuple[_Node | None, int]:
+    def _best_partial(self, node: Node, tokens: array[int], expanded: bool) -> tuple[Node | None, int]:
         """The partly filled page below `node` that shares most of `tokens`, and how many it shares."""
+        # Of sorted keys, the one that shares most stands beside the place of `tokens`.
+        place = bisect.bisect(node.partial_keys, (expanded, tokens.tobytes()))
         best, longest = None, 0
-        for (held, form), candidate in node.partials.items():
-            shared = _common_prefix(array(tokens.typecode, held), tokens)
-            if form == expanded and shared > longest:
-                best, longest = candidate, shared
+        for key in node.partial_keys[max(0, place - 1) : place + 1]:
+            shared = common_prefix(array(tokens.typecode, key[1]), tokens)
+            if key[0] == expanded and shared > longest:
+                best, longest = node.partials[key], shared
         return best, longest
 
-    def _add(self, parent: _Node, siblings: dict[_Key, _Node], key: _Key, page: int) -> _Node:
-        node = _Node(page, key, parent)
+    def _add(self, parent: Node, siblings: dict[PageKey, Node], key: PageKey, page: int) -> Node:
+        node = Node(page, key, parent, parent.depth + 1)
         siblings[key] = node
+        if siblings is parent.partials:
+            bisect.insort(parent.partial_keys, key)
         self._nodes[page] = node
         self._pool.retain(page)
         return node
 
-    def _hold(self, node: _Node) -> None:
+    def _hold(self, node: Node) -> None:
         self._pool.retain(node.page)
         self._loose.pop(node, None)
 
-    def _remove(self, node: _Node) -> None:
+    def _remove(self, node: Node) -> None:
         assert node.parent is not None
-        siblings = node.parent.children if node.parent.children.get(node.key) is node else node.parent.partials
-        del siblings[node.key]
+        if _is_full(node):
+            del node.parent.children[node.key]
+        else:
+            del node.parent.partials[node.key]
+            keys = node.parent.partial_keys
+            del keys[bisect.bisect_left(keys, node.key)]
         del self._nodes[node.page]
         self._loose.pop(node, None)
 
 
-def _common_prefix(a: array[int], b: array[int]) -> int:
-    shared = 0
-    for left, right in zip(a, b, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
+def page_key(forms: AttentionForms, tokens: array[int], start: int, page_size: int, prompt_length: int) -> PageKey:
+    """The key of the page at position `start` of a prompt."""
+    return forms.is_expanded(start, prompt_length), tokens[start : start + page_size].tobytes()
+
+
+def _root() -> Node:
+    return Node(-1, (False, b""), None, 0)
+
+
+def _is_full(node: Node) -> bool:
+    assert node.parent is not None
+    return node.parent.children.get(node.key) is node
+
+
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
+    length = min(len(a), len(b))
+    differ = np.frombuffer(a, np.int32, length) != np.frombuffer(b, np.int32, length) if length else np.empty(0, bool)
+    return int(differ.argmax()) if differ.any() else length

@@ -41,6 +41,12 @@ class Prepared:
     library: Path
     device: str
 
+    def identity(self) -> str:
+        """SHA-256 (hex) over what decides the bits of the latent cache: the artifact and the library."""
+        digest = hashlib.sha256(artifact_identity(self.artifact).encode())
+        digest.update(hashlib.sha256(self.library.read_bytes()).digest())
+        return digest.hexdigest()
+
 
 def prepare(
     model: str | Path | None,

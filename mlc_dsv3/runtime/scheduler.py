@@ -12,9 +12,14 @@ from collections import deque
 from dataclasses import dataclass
 
 from mlc_dsv3.runtime.forms import AttentionForms
+from mlc_dsv3.runtime.page_store import PageStore
 from mlc_dsv3.runtime.pages import PagePool
-from mlc_dsv3.runtime.prefix import PrefixCache
+from mlc_dsv3.runtime.prefix import Match, PrefixCache, common_prefix
+from mlc_dsv3.runtime.saved_prefixes import SEGMENT, PageContent, SavedPrefixes
 from mlc_dsv3.runtime.sequence import Sequence
+
+# Bytes of saved prefixes that are read between two steps, so that others go on decoding: some 20 ms.
+_MOST_LOADED = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,16 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
+        self.saved: SavedPrefixes | None = None
         self._forms, self._page_size = forms, page_size
         self._max_rows, self._max_batch = max_rows, max_batch
         self._exact_rows = exact_rows or max_rows
         self._last_was_expanded = False
         self._refused: tuple[Sequence, int] | None = None  # the head that did not fit, and the cache's changes then
+
+    def save_to(self, store: PageStore, content: PageContent) -> None:
+        """Save prefixes that are evicted, and load them again; `content` is what the pages hold."""
+        self.saved = SavedPrefixes(store, content, self.prefix, self._forms, self._page_size)
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait for its turn."""
@@ -90,6 +100,7 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step; None where nothing waits or runs. Every plan makes progress."""
         self._admit()
+        self._load_saved()
         if not self.running:
             return None
         # Blocks run alone, so they take turns with the rows of the others.
@@ -122,7 +133,10 @@ class Scheduler:
         return pages
 
     def _admit(self) -> None:
-        """Start waiting sequences while the rows of the next step are not all spoken for and their pages are there."""
+        """Start waiting sequences while the rows of the next step are not all spoken for and their pages are there.
+
+        A prompt waits for a running one that is reading the same beginning, to find it in the cache.
+        """
         while self.waiting and len(self.running) < self._max_batch:
             if sum(sequence.remaining for sequence in self.running) >= self._max_rows:
                 return
@@ -130,7 +144,9 @@ class Scheduler:
             # What running sequences take was promised to them: room comes only from what the cache counts as changes.
             if self._refused == (sequence, self.prefix.changes):
                 return
-            match = self.prefix.find(sequence.tokens, sequence.prompt_length)
+            match, saved = self._cached(sequence)
+            if self._is_being_read(sequence, match.length + SEGMENT * len(saved)):
+                return
             promised = sum(max(0, self._pages_for(other.tokens) - len(other.pages)) for other in self.running)
             needed = promised + self._pages_for(sequence.tokens) - match.num_pages
             if needed > self.pool.free + self.prefix.evictable() - self.prefix.pinned_by(match):
@@ -142,7 +158,51 @@ class Scheduler:
             sequence.computed = match.length
             if not sequence.admitted:
                 sequence.admitted, sequence.reused = True, match.length
+            sequence.saved.extend(saved)
             self.running.append(sequence)
+
+    def _cached(self, sequence: Sequence) -> tuple[Match, tuple[str, ...]]:
+        """The pages in memory that a sequence begins with, and the names of the segments on disk that follow them."""
+        match = self.prefix.find(sequence.tokens, sequence.prompt_length)
+        if self.saved is None or sequence.admitted:
+            return match, ()
+        run = self.saved.beyond(sequence.tokens, sequence.prompt_length, match.length)
+        if run is None:
+            return match, ()
+        return Match(run.start, match.full[: run.start // self._page_size], None), run.names
+
+    def _is_being_read(self, sequence: Sequence, cached: int) -> bool:
+        """Whether a running prompt will soon be in the cache, and more of it than `cached` is of use to `sequence`."""
+        for other in self.running:
+            if other.computed < other.prompt_length:
+                limit = min(other.prompt_length, len(sequence.tokens) - 1)
+                shared = common_prefix(other.tokens[:limit], sequence.tokens) // self._page_size * self._page_size
+                if self._forms.reusable(shared, sequence.prompt_length) > cached:
+                    return True
+        return False
+
+    def _load_saved(self) -> None:
+        """Load segments of sequences that have some on disk, up to a limit where others have rows to compute."""
+        loaded = 0
+        for sequence in tuple(self.running):
+            while sequence.saved and sequence in self.running:
+                others = any(not other.saved for other in self.running)
+                if others and loaded >= _MOST_LOADED:
+                    return
+                loaded += self._load_segment(sequence)
+
+    def _load_segment(self, sequence: Sequence) -> int:
+        """Load a sequence's next segment; returns its bytes. Where it is gone, the rest is computed."""
+        assert self.saved is not None
+        stop = sequence.computed + SEGMENT
+        if not self._grow(sequence, stop):
+            return 0
+        pages = sequence.pages[sequence.computed // self._page_size : stop // self._page_size]
+        if not self.saved.load(sequence.saved.popleft(), pages):
+            sequence.saved.clear()
+            return 0
+        sequence.computed = sequence.reused = stop
+        return self.saved.segment_bytes
 
     def _mixed(self) -> Plan | None:
         """A row for every decoding sequence, and chunks of prompts, the oldest first, in the rows that are left."""
@@ -151,6 +211,8 @@ class Scheduler:
         spare_rows, draft_rows = self._max_rows - decoded, self.rows_for_drafts(decoded)
         for sequence in tuple(self.running):
             if sequence not in self.running:  # preempted for an older one
+                continue
+            if sequence.saved:
                 continue
             decoding = sequence.remaining == 1
             stop, expanded = self._next_chunk(sequence, 1 if decoding else spare_rows)
@@ -182,7 +244,7 @@ class Scheduler:
         """The next block of the oldest sequence that has one to run in the expanded form."""
         for sequence in self.running:
             stop, expanded = self._next_chunk(sequence, self._max_rows)
-            if expanded:
+            if expanded and not sequence.saved:
                 grown = self._grow(sequence, stop)
                 return Plan((Work(sequence, sequence.computed, stop),), expanded=True) if grown else None
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from collections import deque
 from collections.abc import Sequence as Tokens
 from typing import Protocol
 
@@ -28,6 +29,7 @@ class TextStream(Protocol):
 class Sequence:
     """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`.
 
+    `saved` names segments of its prefix on disk, which follow what is computed, and come before any step.
     `drafts` are guesses at the next tokens, which the next step verifies. `pending` are the latest hidden states, which
     the MTP layer has not seen yet, float32 (hidden_size,).
     """
@@ -46,6 +48,7 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.computed = 0
         self.pages = array("i")
+        self.saved: deque[str] = deque()
         self.drafts = array("i")
         self.pending: list[np.ndarray] = []
         self.reused = 0  # tokens that the cache spared at the first admission
@@ -76,6 +79,7 @@ class Sequence:
         """Give up all that was computed; returns the pages that held it."""
         pages, self.pages = self.pages, array("i")
         self.computed, self.drafts = 0, array("i")
+        self.saved.clear()
         self.pending.clear()
         return pages
 

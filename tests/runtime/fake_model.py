@@ -7,6 +7,7 @@ are a hash of what it reads back through the page table. A wrong page, position,
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -54,6 +55,12 @@ class FakeModel:
 
     def cache_bytes_per_page(self) -> int:
         return self.metadata.page_size * 8
+
+    def read_pages(self, pages: Sequence[int]) -> np.ndarray:
+        return np.ascontiguousarray(self.cache[list(pages)]).reshape(-1).view(np.uint8)
+
+    def write_pages(self, pages: Sequence[int], content: np.ndarray) -> None:
+        self.cache[list(pages)] = content.view(np.int32).reshape(len(pages), *self.cache.shape[1:])
 
     def available_memory(self) -> int:
         return available_memory()

@@ -11,9 +11,10 @@ from golden.latents import Latents, cached_values, rotate, stored_cache
 from golden.routing import ROUTERS, choose
 from gpu_harness import TILE, run_gpu
 from marks import each_once, quick_first
-from on_device import device, needs_gpu
+from on_device import DEVICE, device, needs_gpu
 
 from mlc_dsv3.quantization import dequantize, quantize
+from mlc_dsv3.runtime.memory import memory_of
 from mlc_dsv3.weights.decode import E4M3
 from relax_model.config import RouterConfig
 from relax_model.kernels.attention import cuda_absorbed, metal_absorbed
@@ -418,3 +419,12 @@ def test_other_tiles() -> None:
         kv_a, weight = normal(3, world.shape.latent_width), normal(world.shape.kv_lora_rank)
         values, world.cache = world.absorbed(*some, kv_a, weight, tile)
         assert error(values, world.expected(*some)) < ATTENTION_TOLERANCE
+
+
+def test_rows_of_a_tensor_are_read_and_written_alone() -> None:
+    memory = memory_of(DEVICE)
+    values = RANDOM.integers(-128, 128, (5, 16, 33)).astype(np.int8)
+    tensor = memory.pass_in(values, "int8")
+    assert np.array_equal(memory.read_rows(tensor, [4, 0]), values[[4, 0]])
+    memory.write_rows(tensor, [3, 1], values[[0, 4]])
+    assert np.array_equal(memory.read(tensor), values[[0, 4, 2, 0, 4]])
