@@ -54,5 +54,5 @@ expect_no vulkan 'C\+\+ compiler'
 cp "$work/a C++ compiler"/wheel/*.whl "$kept"
 
 echo "this machine, with both:"
-says "$("$python" -c 'import importlib.util as u; print(u.find_spec("mlc_dsv3").submodule_search_locations[0] + "/..")')"
+says "$("$python" -P -c 'import importlib.util as u; print(u.find_spec("mlc_dsv3").submodule_search_locations[0] + "/..")')"
 for device in cuda vulkan; do expect_no $device 'native part'; done
