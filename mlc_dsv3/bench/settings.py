@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlc_dsv3.bench.speed import StepShape
-from mlc_dsv3.compiler.targets import CompileTarget, resolve_target
+from mlc_dsv3.compiler.targets import CompileTarget, read_description, resolve_target
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.available import gib
 from mlc_dsv3.runtime.capacity import memory_need
@@ -38,9 +38,9 @@ class BenchSettings:
         for option in ("prefill", "decode", "rounds"):
             if getattr(self, option) < 1:
                 raise UserError(f"--{option} is {getattr(self, option)}; it must be at least 1")
-        if self.target.device != "cpu" and self.versus == "llama.cpp":
+        if self.device_name != "cpu" and self.versus == "llama.cpp":
             raise UserError("--versus llama.cpp measures on the CPU; leave --device out")
-        if self.target.device not in ("cpu", "cuda") and self.versus == "torch":
+        if self.device_name not in ("cpu", "cuda") and self.versus == "torch":
             raise UserError("--versus torch measures on the devices cpu and cuda")
         most = self.target.default("max_rows")
         for option, values, least in (
@@ -58,6 +58,11 @@ class BenchSettings:
             raise UserError(f"--threads is {self.threads}; this machine has 1 to {cores}")
         if self.versus is not None and self.versus not in PEERS:
             raise UserError(f"--versus is {self.versus!r}; known: {', '.join(PEERS)}")
+
+    @property
+    def device_name(self) -> str:
+        """The device's, whether it is there or not."""
+        return read_description(self.device)["target"]["name"]
 
     @property
     def target(self) -> CompileTarget:

@@ -130,8 +130,11 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
     from mlc_dsv3.bench.extras import require_llama, require_plot, require_torch
     from mlc_dsv3.bench.plot import check_path
     from mlc_dsv3.bench.settings import DRAFTED_PROMPT, BenchSettings
+    from mlc_dsv3.compiler.targets import read_description
 
     check_together(parsed)
+    if (parsed.quality or parsed.plot) and read_description(parsed.device)["target"]["name"] != "cpu":
+        raise UserError("--quality and --plot are for the device cpu")
     prefill, decode = parsed.prefill, parsed.decode
     if parsed.speculative:
         prefill = DRAFTED_PROMPT
@@ -151,8 +154,6 @@ def _settings(parsed: argparse.Namespace) -> BenchSettings:
         versus=parsed.versus,
         context_window=parsed.context_window,
     )
-    if settings.target.device != "cpu" and (parsed.quality or parsed.plot):
-        raise UserError("--quality and --plot are for the device cpu")
     if settings.versus:
         require_torch() if settings.versus == "torch" else require_llama()
     if parsed.plot:
