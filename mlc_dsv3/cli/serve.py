@@ -112,7 +112,7 @@ def run(parsed: argparse.Namespace) -> None:
         hosts = None if keys or is_public else LOOPBACK_NAMES | {parsed.host.lower()}
         rules = AccessRules(keys, hosts, max_body=parsed.max_body * 2**20)
         note(f"serving {service.model.id} on {llm.device}: {_address(listener)} (Ctrl-C ends it)")
-        server.serve(create_app(service, rules, parsed.cors_origin), listener)
+        server.serve(create_app(service, rules, parsed.cors_origin), listener, llm.close)
 
 
 def _server_module() -> object:

@@ -7,7 +7,8 @@ import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,6 +21,7 @@ from mlc_dsv3.errors import UserError
 
 _HEAD_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 75
+_FAREWELL_SECONDS = 1.0  # for the last words to clients that read them
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,20 +51,22 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until a signal ends it: the first lets open requests finish, a second one does not."""
-    asyncio.run(Server(app).serve([listener]))
+def serve(app: FastAPI, listener: socket.socket, end_answers: Callable[[], None]) -> None:
+    """Serve until a signal ends it: the first lets open answers finish, at a second one `end_answers` ends them."""
+    asyncio.run(Server(app, end_answers).serve([listener]))
 
 
 class Server(uvicorn.Server):
     """uvicorn with our settings. `should_exit` lets open requests finish, `force_exit` does not."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, end_answers: Callable[[], None] = lambda: None) -> None:
+        self._end_answers = end_answers
         super().__init__(
             uvicorn.Config(
                 app,
                 http=_PatientProtocol,
                 ws="none",
+                lifespan="off",
                 log_level="warning",
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 server_header=False,
@@ -85,9 +89,15 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, number: int, frame: FrameType | None) -> None:
-        """End: the first time when open requests are served, the second time at once."""
-        # uvicorn's own takes Ctrl-C alone for a second request to end.
-        self.force_exit, self.should_exit = self.should_exit, True
+        """End: the first time when open requests are served, the second time as soon as clients know."""
+        if self.should_exit:
+            threading.Thread(target=self._hurry, daemon=True).start()
+        self.should_exit = True
+
+    def _hurry(self) -> None:
+        self._end_answers()
+        time.sleep(_FAREWELL_SECONDS)
+        self.force_exit = True
 
 
 class _PatientProtocol(H11Protocol):

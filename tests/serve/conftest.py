@@ -7,10 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from served import serving
 
 if TYPE_CHECKING:
     import httpx
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from mlc_dsv3.runtime.llm import LLM
-    from mlc_dsv3.serve.access import AccessRules
     from mlc_dsv3.serve.service import Service
 
 CHROMIUM = "/usr/bin/chromium"
@@ -67,24 +66,6 @@ def demo_llm(demo_is_made: None) -> Iterator[LLM]:
 
     with LLM() as llm:
         yield llm
-
-
-@contextmanager
-def serving(service: Service, rules: AccessRules | None = None, **options: object) -> Iterator[str]:
-    """The origin of a server of its own on a port of its own."""
-    from mlc_dsv3.serve.access import AccessRules
-    from mlc_dsv3.serve.app import create_app
-    from mlc_dsv3.serve.server import Server, listen
-
-    with listen("127.0.0.1", 0) as listener:
-        server = Server(create_app(service, rules or AccessRules(), **options))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="session")
