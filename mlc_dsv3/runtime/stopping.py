@@ -24,7 +24,7 @@ class StopFilter:
             self.stopped = True
             shown, self._held = self._held[: min(ends)[1]], ""
             return shown
-        keep = self._undecided()
+        keep = undecided(self._held, self._stops)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return shown
 
@@ -33,10 +33,11 @@ class StopFilter:
         shown, self._held = self._held, ""
         return shown
 
-    def _undecided(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
-        longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0
+
+def undecided(text: str, markers: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of the markers and is not yet all of it."""
+    longest = min(max(map(len, markers), default=1) - 1, len(text))
+    for length in range(longest, 0, -1):
+        if any(marker.startswith(text[-length:]) for marker in markers):
+            return length
+    return 0

@@ -37,6 +37,7 @@ class ChatTemplate:
         """`text` is one template, or templates by their names."""
         self.origin = origin
         texts = {_DEFAULT: text} if isinstance(text, str) else text
+        self.text = "\n".join(texts.values())
         environment = _environment()
         try:
             self._templates = {name: environment.from_string(text) for name, text in texts.items()}

@@ -1,0 +1,53 @@
+"""DeepSeek's calls up to V3.1: markers around a name and JSON.
+
+V3 and R1:  <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME⏎```json⏎{…}⏎```<｜tool▁call▁end｜>⏎…<｜tool▁calls▁end｜>
+V3.1:       <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}<｜tool▁call▁end｜>…<｜tool▁calls▁end｜>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from mlc_dsv3.serve.formats.reader import NAME, SPACE, AnswerReader
+
+_SEPARATOR, _END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_FENCE = "```"
+
+
+class DeepSeekReader(AnswerReader):
+    """The markers of V3 and V3.1."""
+
+    section_begin, section_end = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+    call_begin = "<｜tool▁call▁begin｜>"
+
+
+class DeepSeekV3Reader(DeepSeekReader):
+    """A kind, a name and JSON in a Markdown fence."""
+
+    def _call(self) -> Generator[None, None, bool]:
+        yield from self._run_of(NAME)  # the kind, which is always "function"
+        if not (yield from self._next(_SEPARATOR)):
+            return False
+        name = yield from self._run_of(NAME)
+        yield from self._run_of(SPACE)
+        fence = yield from self._next(_FENCE)
+        if fence:
+            yield from self._next("json")
+        if not name or not (yield from self._json_begins(_END)):
+            return False
+        self._start(name)
+        yield from self._json_arguments(_END, fence or "")
+        return True
+
+
+class DeepSeekV31Reader(DeepSeekReader):
+    """A name and JSON."""
+
+    def _call(self) -> Generator[None, None, bool]:
+        name = yield from self._run_of(NAME)
+        separator = yield from self._next(_SEPARATOR)
+        if not (name and separator) or not (yield from self._json_begins(_END)):
+            return False
+        self._start(name)
+        yield from self._json_arguments(_END)
+        return True

@@ -1,0 +1,173 @@
+"""`AnswerReader`: what all formats share, from reasoning to content to calls. Subclasses read one call each.
+
+Text that does not parse is content: a call that breaks before its name is known is given back as it was.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
+from enum import Enum
+
+from mlc_dsv3.serve.formats.events import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
+from mlc_dsv3.serve.formats.json_text import JsonSpan
+from mlc_dsv3.serve.formats.machine import Machine, Steps
+from mlc_dsv3.serve.formats.tools import Tool
+
+THINK, END_OF_THINK = "<think>", "</think>"
+SPACE = re.compile(r"\s+")
+NAME = re.compile(r"""[^\s<>|｜"'`{}()\[\],]+""")
+
+
+class ReasoningTags(Enum):
+    """Whether a model reasons between <think> and </think>."""
+
+    NONE = "none"
+    CLOSED = "closed"
+    CLOSED_BY_CALLS = "closed by calls"  # the model may call tools before it has written </think>
+
+
+class AnswerReader(Machine):
+    """Reasoning, then content and calls in any order."""
+
+    section_begin: str | None = None  # what stands before the calls
+    section_end: str | None = None
+    call_begin: str | None = None  # None: a format without calls
+
+    def __init__(self, opening: str, tools: Sequence[Tool], reasoning: ReasoningTags) -> None:
+        self.tools = {tool.name: tool for tool in tools}
+        self._opening, self._tags = opening, reasoning
+        self._held = ""  # white space that is content unless a call follows
+        self._calls = 0
+        self._behind_call = False
+        super().__init__()
+
+    @property
+    def call_markers(self) -> tuple[str, ...]:
+        """What begins calls. Without tools, nothing does."""
+        if not self.tools or self.call_begin is None:
+            return ()
+        return (self.call_begin,) if self.section_begin is None else (self.section_begin, self.call_begin)
+
+    def _run(self) -> Steps:
+        marker = yield from self._reasoning()
+        while True:
+            marker = marker or (yield from self._until(self.call_markers, self._content))
+            if marker is None:
+                break
+            yield from self._section(marker)
+            marker = None
+        if self._held and not self._behind_call:
+            self._emit(Content(self._held))
+
+    def _reasoning(self) -> Generator[None, None, str | None]:
+        """The reasoning, where there is some. A marker of a call, where it ended that way."""
+        if self._tags is ReasoningTags.NONE or END_OF_THINK in self._opening:
+            return None
+        if THINK not in self._opening:
+            yield from self._run_of(SPACE)
+            if not (yield from self._next(THINK)):
+                self._content(self.cut())
+                return None
+        ends = (END_OF_THINK, *(self.call_markers if self._tags is ReasoningTags.CLOSED_BY_CALLS else ()))
+        self.cut()
+        end = yield from self._until(ends, self._thought)
+        if end == END_OF_THINK:
+            self.cut()
+            return None
+        return end
+
+    def _thought(self, text: str) -> None:
+        self.cut()
+        self._emit(Reasoning(text))
+
+    def _content(self, text: str) -> None:
+        """Emit content, but for white space at its end, which may belong to a call."""
+        self.cut()
+        text = self._held + text
+        kept = text.rstrip() if self.call_markers else text
+        self._held = text[len(kept) :]
+        self.taken = self._held
+        if kept:
+            self._behind_call = False
+            self._emit(Content(kept))
+
+    def _section(self, marker: str) -> Steps:
+        """Calls from the first marker on, up to what is no call."""
+        if marker == self.section_begin:
+            yield from self._run_of(SPACE)
+            if not (yield from self._next(self.call_begin)):
+                self._give_back()
+                return
+        while True:
+            if not (yield from self._call()):
+                self._give_back()
+                return
+            self._held, self._behind_call = "", True
+            self._calls += 1
+            yield from self._run_of(SPACE)
+            ends = () if self.section_end is None else (self.section_end,)
+            marker = yield from self._next(self.call_begin, *ends)
+            if marker != self.call_begin:
+                break
+        if marker is None:
+            self._held = self.cut()
+            self.taken = self._held
+            return
+        self.cut()
+
+    def _give_back(self) -> None:
+        taken, self._held = self.cut(), ""
+        self._content(taken)
+
+    @abstractmethod
+    def _call(self) -> Generator[None, None, bool]:
+        """Read a call behind its first marker, and emit its events. False, and no event, where it is none."""
+
+    def _start(self, name: str, identity: str | None = None) -> None:
+        self._emit(ToolCallStart(self._calls, identity or f"call_{uuid.uuid4().hex[:24]}", name))
+
+    def _arguments(self, text: str) -> None:
+        self._emit(ToolCallArguments(self._calls, text))
+
+    def _end(self, *, whole: bool) -> None:
+        raw = self.cut()
+        self._emit(ToolCallEnd(self._calls, raw if whole else ""))
+
+    def _json_begins(self, end: str) -> Generator[None, None, bool]:
+        """Whether a JSON object comes here, or the marker `end` in place of one."""
+        yield from self._run_of(SPACE)
+        while not self._text.startswith(("{", end)):
+            if self._ended or not end.startswith(self._text):
+                return False
+            yield
+        return True
+
+    def _json_arguments(self, end: str, fence: str = "") -> Steps:
+        """A JSON object, up to the marker `end`; its strings may hold the marker.
+
+        What stands between the object and the marker, other than `fence`, is passed on, so that nothing is lost.
+        """
+        begun, span = self._text.startswith("{"), JsonSpan()
+        while begun:
+            at = span.end(self._text)
+            self._pass(len(self._text) if at is None else at, self._arguments)
+            if at is not None or self._ended:
+                break
+            yield
+        rest: list[str] = []
+        found = yield from self._until((end,), rest.append)
+        if left := "".join(rest).strip().removesuffix(fence).rstrip():
+            self._arguments(left)
+        elif not begun:
+            self._arguments("{}")
+        self._end(whole=found is not None)
+
+
+class PlainReader(AnswerReader):
+    """No calls."""
+
+    def _call(self) -> Generator[None, None, bool]:
+        raise AssertionError("nothing begins a call")

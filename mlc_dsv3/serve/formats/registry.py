@@ -1,0 +1,87 @@
+"""Which format a model answers in: what its chat template writes says it, or the user does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.template import ChatTemplate
+from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Reader, DeepSeekV31Reader
+from mlc_dsv3.serve.formats.events import Event
+from mlc_dsv3.serve.formats.reader import END_OF_THINK, AnswerReader, PlainReader, ReasoningTags
+from mlc_dsv3.serve.formats.tools import Tool
+
+
+class Reader(Protocol):
+    """Reads the text of one answer."""
+
+    def feed(self, text: str) -> list[Event]:
+        """The events that the next piece of text completes."""
+        ...
+
+    def finish(self) -> list[Event]:
+        """The events of what was held back, when the answer has ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """How a model writes reasoning and calls. The names are those of the command line."""
+
+    reasoning_parser: str
+    tool_parser: str
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"reasoning {self.reasoning_parser}, tools {self.tool_parser}"
+
+    def reader(self, *, opening: str, tools: Sequence[Tool]) -> Reader:
+        """A reader for one answer.
+
+        opening: what the template put before the answer, such as "<think>". Without `tools`, calls are content.
+        """
+        return _TOOLS[self.tool_parser](opening, tools, _REASONING[self.reasoning_parser])
+
+
+# The names are vLLM's, which people's scripts have already.
+_REASONING = {
+    "none": ReasoningTags.NONE,
+    "deepseek_r1": ReasoningTags.CLOSED,
+    "deepseek_v3": ReasoningTags.CLOSED,
+    "glm45": ReasoningTags.CLOSED,
+    "kimi_k2": ReasoningTags.CLOSED_BY_CALLS,
+}
+_TOOLS: dict[str, type[AnswerReader]] = {
+    "none": PlainReader,
+    "deepseek_v3": DeepSeekV3Reader,
+    "deepseek_v31": DeepSeekV31Reader,
+}
+REASONING_PARSERS, TOOL_PARSERS = tuple(_REASONING), tuple(_TOOLS)
+
+
+def output_format(template: ChatTemplate, *, reasoning_parser: str | None, tool_parser: str | None) -> OutputFormat:
+    """The format by these names; None chooses by what the template writes. UserError lists the names."""
+    tools = _known(tool_parser, TOOL_PARSERS, "tool") or _tool_parser_of(template.text)
+    reasoning = _known(reasoning_parser, REASONING_PARSERS, "reasoning") or _reasoning_parser_of(template.text, tools)
+    return OutputFormat(reasoning, tools)
+
+
+def _known(name: str | None, names: Sequence[str], kind: str) -> str | None:
+    if name is not None and name not in names:
+        raise UserError(f"there is no {kind} parser {name!r}; there are {', '.join(names)}")
+    return name
+
+
+def _tool_parser_of(template: str) -> str:
+    if "<｜tool▁sep｜>" in template:
+        return "deepseek_v3" if "```json" in template else "deepseek_v31"
+    return "none"
+
+
+def _reasoning_parser_of(template: str, tools: str) -> str:
+    if END_OF_THINK not in template:
+        return "none"
+    return {"deepseek_v31": "deepseek_v3"}.get(tools, "deepseek_r1")
