@@ -1,7 +1,16 @@
-"""DeepSeek's calls up to V3.1: markers around a name and JSON.
+"""DeepSeek's calls up to V3.1: markers around a name and JSON. Several stand in one section.
 
-V3 and R1:  <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME⏎```json⏎{…}⏎```<｜tool▁call▁end｜>⏎…<｜tool▁calls▁end｜>
-V3.1:       <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}<｜tool▁call▁end｜>…<｜tool▁calls▁end｜>
+V3 and R1, a line break between two:    V3.1, nothing between two:
+
+<｜tool▁calls▁begin｜>                   <｜tool▁calls▁begin｜>
+<｜tool▁call▁begin｜>function            <｜tool▁call▁begin｜>NAME
+<｜tool▁sep｜>NAME                       <｜tool▁sep｜>{…}
+```json                                 <｜tool▁call▁end｜>
+{…}                                     <｜tool▁calls▁end｜>
+```<｜tool▁call▁end｜>
+<｜tool▁calls▁end｜>
+
+Line breaks before a marker above are not in the text.
 """
 
 from __future__ import annotations
@@ -33,7 +42,7 @@ class DeepSeekV3Reader(DeepSeekReader):
         fence = yield from self._next(_FENCE)
         if fence:
             yield from self._next("json")
-        if not name or not (yield from self._json_begins(_END)):
+        if not self._is_call_of(name) or not (yield from self._json_begins(_END)):
             return False
         self._start(name)
         yield from self._json_arguments(_END, fence or "")
@@ -46,7 +55,7 @@ class DeepSeekV31Reader(DeepSeekReader):
     def _call(self) -> Generator[None, None, bool]:
         name = yield from self._run_of(NAME)
         separator = yield from self._next(_SEPARATOR)
-        if not (name and separator) or not (yield from self._json_begins(_END)):
+        if not separator or not self._is_call_of(name) or not (yield from self._json_begins(_END)):
             return False
         self._start(name)
         yield from self._json_arguments(_END)

@@ -42,6 +42,7 @@ class AnswerReader(Machine):
         self._held = ""  # white space that is content unless a call follows
         self._calls = 0
         self._behind_call = False
+        self._pass_text = self._thought  # while the model reasons; then `_content`
         super().__init__()
 
     @property
@@ -52,36 +53,35 @@ class AnswerReader(Machine):
         return (self.call_begin,) if self.section_begin is None else (self.section_begin, self.call_begin)
 
     def _run(self) -> Steps:
-        marker = yield from self._reasoning()
-        while True:
-            marker = marker or (yield from self._until(self.call_markers, self._content))
-            if marker is None:
-                break
+        yield from self._reasoning()
+        self._pass_text = self._content
+        while marker := (yield from self._until(self.call_markers, self._content)):
             yield from self._section(marker)
-            marker = None
         if self._held and not self._behind_call:
             self._emit(Content(self._held))
 
-    def _reasoning(self) -> Generator[None, None, str | None]:
-        """The reasoning, where there is some. A marker of a call, where it ended that way."""
+    def _reasoning(self) -> Steps:
+        """The reasoning, where there is some, and the calls that ended it."""
         if self._tags is ReasoningTags.NONE or END_OF_THINK in self._opening:
-            return None
-        if THINK not in self._opening:
-            yield from self._run_of(SPACE)
-            if not (yield from self._next(THINK)):
-                self._content(self.cut())
-                return None
-        ends = (END_OF_THINK, *(self.call_markers if self._tags is ReasoningTags.CLOSED_BY_CALLS else ()))
-        self.cut()
-        end = yield from self._until(ends, self._thought)
-        if end == END_OF_THINK:
-            self.cut()
-            return None
-        return end
+            return
+        yield from self._run_of(SPACE)
+        if not (yield from self._next(THINK)) and THINK not in self._opening:
+            self._content(self.cut())
+            return
+        self._thought(self.cut().removesuffix(THINK))
+        calls = self.call_markers if self._tags is ReasoningTags.CLOSED_BY_CALLS else ()
+        while marker := (yield from self._until((END_OF_THINK, *calls), self._thought)):
+            if marker == END_OF_THINK:
+                self.cut()
+                return
+            yield from self._section(marker)
+            if self._calls:
+                return
 
     def _thought(self, text: str) -> None:
         self.cut()
-        self._emit(Reasoning(text))
+        if text:
+            self._emit(Reasoning(text))
 
     def _content(self, text: str) -> None:
         """Emit content, but for white space at its end, which may belong to a call."""
@@ -105,7 +105,7 @@ class AnswerReader(Machine):
             if not (yield from self._call()):
                 self._give_back()
                 return
-            self._held, self._behind_call = "", True
+            self._held, self._behind_call, self._pass_text = "", True, self._content
             self._calls += 1
             yield from self._run_of(SPACE)
             ends = () if self.section_end is None else (self.section_end,)
@@ -120,11 +120,15 @@ class AnswerReader(Machine):
 
     def _give_back(self) -> None:
         taken, self._held = self.cut(), ""
-        self._content(taken)
+        self._pass_text(taken)
 
     @abstractmethod
     def _call(self) -> Generator[None, None, bool]:
         """Read a call behind its first marker, and emit its events. False, and no event, where it is none."""
+
+    def _is_call_of(self, name: str) -> bool:
+        """Whether this is a tool's name. While the model reasons, only those it has been given are."""
+        return bool(name) and (self._pass_text == self._content or name in self.tools)
 
     def _start(self, name: str, identity: str | None = None) -> None:
         self._emit(ToolCallStart(self._calls, identity or f"call_{uuid.uuid4().hex[:24]}", name))
