@@ -65,10 +65,12 @@ class AnswerReader(Machine):
         if self._tags is ReasoningTags.NONE or END_OF_THINK in self._opening:
             return
         yield from self._run_of(SPACE)
-        if not (yield from self._next(THINK)) and THINK not in self._opening:
-            self._content(self.cut())
+        begun = yield from self._next(THINK)  # by the model, maybe a second time
+        before = self.cut()
+        if not begun and THINK not in self._opening:
+            self._content(before)
             return
-        self._thought(self.cut().removesuffix(THINK))
+        self._thought("" if begun else before)
         calls = self.call_markers if self._tags is ReasoningTags.CLOSED_BY_CALLS else ()
         while marker := (yield from self._until((END_OF_THINK, *calls), self._thought)):
             if marker == END_OF_THINK:

@@ -36,6 +36,11 @@ def test_reasoning_that_the_model_opens_begins_the_answer() -> None:
     assert read_every_way(R1, "a<think>b</think>c") == [Content("a<think>b</think>c")]
 
 
+def test_a_second_opening_tag_is_dropped() -> None:
+    assert read_every_way(R1, "\n<think>\na</think>b", opening="<think>\n") == [Reasoning("\na"), Content("b")]
+    assert read_every_way(R1, "\n<thin", opening="<think>\n") == [Reasoning("\n<thin")]
+
+
 def test_reasoning_that_is_switched_off_leaves_all_to_the_answer() -> None:
     assert read_every_way(R1, "<think>a</think>b", opening="<think></think>") == [Content("<think>a</think>b")]
 
