@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import functools
 import os
+import re
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +34,25 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--emulate."""
+    """--emulate and --share."""
     session.add_option(parser)
+    parser.addoption("--share", metavar="K/N", type=_share, help="run the K-th of N shares of the tests, chosen by name")
+
+
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N")
+    return int(found[1]), int(found[2])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of other shares."""
+    if share := config.getoption("share"):
+        number, shares = share
+        chosen = [item for item in items if zlib.crc32(item.nodeid.encode()) % shares == number - 1]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
 
 
 @pytest.hookimpl(trylast=True)
