@@ -27,7 +27,8 @@ class Update:
 
     Text that might be the beginning of a stop string or of a character is held back, so `text` may lag `token_ids`.
     `reused_tokens` of the `prompt_tokens` came out of the cache. `error` is why a request ended with "error".
-    `accepted` of the `drafted` tokens, over all steps so far, were the model's own.
+    `accepted` of the `drafted` tokens, over all steps so far, were the model's own. `stop` is the stop string that
+    ended the text.
     """
 
     request_id: int
@@ -40,6 +41,7 @@ class Update:
     error: Exception | None = None
     drafted: int = 0
     accepted: int = 0
+    stop: str | None = None
 
 
 @dataclass(frozen=True)

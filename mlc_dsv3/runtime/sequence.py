@@ -115,6 +115,7 @@ class Sequence:
             error=error,
             drafted=self.drafted,
             accepted=self.accepted,
+            stop=self._stops.found,
         )
 
     def finish(self) -> tuple[str, bool]:

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Passes text through up to the first stop string that is completed, however the text is cut into pieces."""
+    """Passes text through up to the first stop string that is completed, however the text is cut into pieces.
+
+    `found` is that string, once there is one.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was completed."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """What of the text so far can be shown now. After a stop string, nothing."""
@@ -19,10 +27,10 @@ class StopFilter:
             return ""
         self._held += text
         # The stop string that is complete first, and the longest of several that end together.
-        ends = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
-            self.stopped = True
-            shown, self._held = self._held[: min(ends)[1]], ""
+            _, at, self.found = min(ends)
+            shown, self._held = self._held[:at], ""
             return shown
         keep = undecided(self._held, self._stops)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -42,12 +42,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a step added to one answer. The last piece of an answer has its `finish_reason`."""
+    """What a step added to one answer. The last piece of an answer has its `finish_reason`, and the stop
+    string that it ended with."""
 
     choice: int
     events: list[Event]
     logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason | None
+    stop: str | None
 
 
 @dataclass
@@ -207,7 +209,7 @@ class _Answer:
         for event in events:
             self.thinks = isinstance(event, Reasoning)
             self._calls_tools = self._calls_tools or isinstance(event, ToolCallStart)
-        return Piece(self._number, events, update.logprobs, self._reason(update))
+        return Piece(self._number, events, update.logprobs, self._reason(update), update.stop)
 
     def _reason(self, update: Update) -> FinishReason | None:
         match update.finish_reason:

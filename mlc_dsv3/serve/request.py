@@ -53,7 +53,12 @@ class Sampling(Strict):
         if self.logit_bias is not None:
             stated["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
         stated.update(given)
-        return replace(defaults, **{name: value for name, value in stated.items() if value is not None})
+        return stated_params(defaults, **stated)
+
+
+def stated_params(defaults: SamplingParams, **stated: Any) -> SamplingParams:
+    """`defaults` with what is stated and not None. UserError as `SamplingParams`."""
+    return replace(defaults, **{name: value for name, value in stated.items() if value is not None})
 
 
 def _token_id(key: str) -> int:
