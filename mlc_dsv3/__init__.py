@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlc_dsv3.errors import ForkError, UserError
     from mlc_dsv3.runtime.completion import Completion
+    from mlc_dsv3.runtime.grammar import Grammar
     from mlc_dsv3.runtime.llm import LLM
     from mlc_dsv3.runtime.sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "ForkError", "SamplingParams", "UserError", "__version__"]
+__all__ = ["LLM", "Completion", "ForkError", "Grammar", "SamplingParams", "UserError", "__version__"]
 
 _HOMES = {
     "LLM": "mlc_dsv3.runtime.llm",
     "Completion": "mlc_dsv3.runtime.completion",
+    "Grammar": "mlc_dsv3.runtime.grammar",
     "SamplingParams": "mlc_dsv3.runtime.sampling",
     "ForkError": "mlc_dsv3.errors",
     "UserError": "mlc_dsv3.errors",

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Unpack
 
 from mlc_dsv3.runtime.completion import Completion, Update, joined
@@ -41,8 +42,9 @@ class AsyncLLM:
         if self._mailbox is None or not self._mailbox.is_of_this_loop():
             self._mailbox = _Mailbox()
         inbox: asyncio.Queue[Update] = asyncio.Queue()
-        mailbox = self._mailbox
-        with self.llm.submitted(tokens, params, lambda update: mailbox.put(inbox, update)):
+        request = partial(self.llm.submitted, tokens, params, partial(self._mailbox.put, inbox))
+        compiles = params is not None and params.grammar is not None
+        with await asyncio.to_thread(request) if compiles else request():
             while True:
                 update = await inbox.get()
                 if update.error is not None:

@@ -70,7 +70,10 @@ class Drafter:
         drafting = {
             each: limit
             for each in computed
-            if each.sequence.remaining == 1 and (limit := self._limit(each.sequence, drafts)) > 0
+            if each.sequence.remaining == 1
+            and not each.sequence.forced
+            and each.sequence.goes_on_behind(())
+            and (limit := room_for_drafts(self._scheduler, each.sequence, drafts, self._context_window)) > 0
         }
         self._follow(computed, output, drafting)
         sequences = {each.sequence: limit for each, limit in drafting.items()}
@@ -81,7 +84,10 @@ class Drafter:
             place += 1
             drafted = [len(sequence.drafts) == place for sequence in sequences]
             failures += drafted.count(False)
-            on = [has and limit > place for has, limit in zip(drafted, sequences.values(), strict=True)]
+            on = [
+                has and limit > place and sequence.goes_on_behind(sequence.drafts)
+                for has, (sequence, limit) in zip(drafted, sequences.items(), strict=True)
+            ]
             hidden, sources = proposed.hidden_tensor, [row for row, goes_on in enumerate(on) if goes_on]
             sequences = dict(itertools.compress(sequences.items(), on))
         return failures
@@ -130,7 +136,14 @@ class Drafter:
             )
         )
         draws = [
-            Draw(row, sequence.params, sequence.history, sequence.seed, len(sequence.tokens) + place)
+            Draw(
+                row,
+                sequence.params,
+                sequence.history,
+                sequence.seed,
+                len(sequence.tokens) + place,
+                sequence.masks(sequence.drafts)[place],
+            )
             for row, sequence in enumerate(sequences)
         ]
         for sequence, token in zip(sequences, self._model.sample(output, draws), strict=True):
@@ -138,13 +151,14 @@ class Drafter:
                 sequence.drafts.append(token)
         return output
 
-    def _limit(self, sequence: Sequence, drafts: int) -> int:
-        """Drafts that can all become tokens, with one more behind them, and have pages."""
-        length, most = len(sequence.tokens), sequence.params.max_tokens
-        limit = min(drafts, self._context_window - length - 1)
-        if most is not None:
-            limit = min(limit, most - sequence.generated - 1)
-        return min(limit, self._scheduler.reserve(sequence, length + limit) - length) if limit > 0 else 0
+
+def room_for_drafts(scheduler: Scheduler, sequence: Sequence, drafts: int, context_window: int) -> int:
+    """Of so many drafts those that can all become tokens, with one more behind them, and have pages."""
+    length, most = len(sequence.tokens), sequence.params.max_tokens
+    limit = min(drafts, context_window - length - 1)
+    if most is not None:
+        limit = min(limit, most - sequence.generated - 1)
+    return min(limit, scheduler.reserve(sequence, length + limit) - length) if limit > 0 else 0
 
 
 def page_table(sequences: Rows[Sequence]) -> np.ndarray:

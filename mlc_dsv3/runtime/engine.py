@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy as np
 from mlc_dsv3.errors import ContextWindowError, NotFiniteError, UserError, warn_once
 from mlc_dsv3.runtime.batch import Batch, StepOutput
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
-from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table
+from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table, room_for_drafts
 from mlc_dsv3.runtime.forms import AttentionForms
+from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
+from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
 from mlc_dsv3.runtime.sampler import Draw, token_logprob
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.scheduler import Plan, Scheduler, Work
@@ -43,6 +45,7 @@ class EngineStats:
     decode_steps: int = 0  # of each sequence
     drafted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)  # verified after those before, by place
     accepted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)
+    forced: int = 0  # tokens that a grammar left no choice of, and that took no step of their own
     compared_seconds: float = 0.0  # of steps of which is known what they would have taken without drafts
     plain_seconds: float = 0.0  # and what that is
 
@@ -67,7 +70,7 @@ class _Choice:
     work: Work
     tokens: list[int]
     logprobs: list[TokenLogprob] | None
-    error: NotFiniteError | None
+    error: UserError | None
 
 
 class Engine:
@@ -76,7 +79,8 @@ class Engine:
     `model` gets a cache of `num_pages` pages, which this engine owns from here on.
     `detokenizer` makes a fresh text stream for a request; without one, texts are empty. With `speculation` tokens are
     drafted and verified several at a time; what comes out is the same, token for token, drawn or greedy. What leaves
-    the cache goes to `store`, and comes back from there.
+    the cache goes to `store`, and comes back from there. `grammars` compiles those of requests; without it they can
+    have none.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Engine:
         eos_token_ids: Collection[int] = (),
         speculation: Speculation | None = None,
         store: PageStore | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         metadata = model.metadata
         self.context_window = context_window or metadata.context_window
@@ -110,6 +115,7 @@ class Engine:
         self._speculation = speculation
         self._drafter = Drafter(model, self._scheduler, self.context_window) if speculation else None
         self._detokenizer, self._eos_token_ids = detokenizer, frozenset(eos_token_ids)
+        self._grammars = grammars
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
         model.allocate_cache(num_pages)
@@ -123,6 +129,10 @@ class Engine:
 
     def check(self, prompt: Tokens[int], params: SamplingParams) -> None:
         """Raise UserError for what this model cannot take."""
+        self._check_request(prompt, params)
+        self._matcher(params)
+
+    def _check_request(self, prompt: Tokens[int], params: SamplingParams) -> None:
         self._check_tokens(prompt, "the prompt")
         if len(prompt) >= self.context_window:
             raise ContextWindowError(
@@ -134,12 +144,23 @@ class Engine:
         if params.stop and self._detokenizer is None:
             raise UserError("stop strings need a tokenizer, and the model has none; stop_token_ids do not")
 
+    def _matcher(self, params: SamplingParams) -> GrammarMatcher | None:
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise UserError("a grammar needs a tokenizer, and the model has none")
+        return self._grammars.matcher(params.grammar, ignore_eos=params.ignore_eos)
+
     def prepare(self, prompt: Tokens[int], params: SamplingParams) -> Sequence:
-        """A request for `add`, from a prompt of token ids. Any thread may call it. Raises UserError as `check` does."""
-        self.check(prompt, params)
+        """A request for `add`, from a prompt of token ids. Any thread may call it. Raises UserError as `check` does.
+
+        A grammar that is new takes about a tenth of a second, and a hostile one seconds.
+        """
+        self._check_request(prompt, params)
+        matcher = self._matcher(params)
         stop_tokens = params.stop_token_ids | (frozenset() if params.ignore_eos else self._eos_token_ids)
         detokenizer = self._detokenizer() if self._detokenizer is not None else None
-        return Sequence(next(self._ids), prompt, params, detokenizer, stop_tokens)
+        return Sequence(next(self._ids), prompt, params, detokenizer, stop_tokens, matcher)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a request that `prepare` made."""
@@ -168,7 +189,7 @@ class Engine:
         chosen = self._choose(plan, output)
         failed = {choice.work for choice in chosen if choice.error}
         for work in plan.works:
-            work.sequence.drafts = array("i")
+            work.sequence.drop_drafts()
             if work not in failed:
                 self._scheduler.advance(work)
         updates = [self._accept(choice) for choice in chosen]
@@ -282,19 +303,23 @@ class Engine:
 
     def _choose(self, plan: Plan, output: StepOutput) -> list[_Choice]:
         """The next tokens of every work whose last token is computed."""
-        ready = [work for work in plan.works if work.complete]
-        draws = [_draw(work, place) for work in ready for place in range(1 + len(work.drafts))]
-        draws = [replace(draw, row=row) for row, draw in enumerate(draws)]
-        sampled = self._model.sample(output, draws) if draws else []
-        chosen, row = [], 0
-        for work in ready:
-            own = sampled[row : row + 1 + len(work.drafts)]
-            right = next((i for i, draft in enumerate(work.drafts) if draft != own[i]), len(work.drafts))
-            error = own[right] if isinstance(own[right], NotFiniteError) else None
-            tokens = [token for token in own[: right + 1] if not isinstance(token, NotFiniteError)]
-            logprobs = _logprobs(work.sequence.params, draws[row : row + len(tokens)], tokens, output)
-            chosen.append(_Choice(work, tokens, logprobs, error))
-            row += len(own)
+        chosen, wanted, row = [], {}, 0
+        for work in plan.works:
+            if work.complete:
+                try:
+                    wanted[work] = _draws(work, row)
+                except UserError as error:
+                    chosen.append(_Choice(work, [], None, error))
+                row += 1 + len(work.drafts)
+        draws = [draw for own in wanted.values() for draw in own]
+        sampled = iter(self._model.sample(output, draws) if draws else ())
+        for work, own_draws in wanted.items():
+            own = list(itertools.islice(sampled, len(own_draws)))
+            right = (draft == token for draft, token in zip(work.drafts, own, strict=False))
+            kept = own[: 1 + sum(itertools.takewhile(bool, right))]
+            error = kept.pop() if isinstance(kept[-1], NotFiniteError) else None
+            logprobs = _logprobs(work.sequence.params, own_draws[: len(kept)], kept, output)
+            chosen.append(_Choice(work, kept, logprobs, error))
         return chosen
 
     def _accept(self, choice: _Choice) -> Update:
@@ -316,7 +341,10 @@ class Engine:
         return sequence.update(tokens, text, None, logprobs)
 
     def _draft(self, plan: Plan, rows: np.ndarray, output: StepOutput) -> int:
-        """Draft for what goes on after a plan; returns how many tokens each sequence was to get."""
+        """Draft for what goes on after a plan; returns how many tokens the MTP layer was to draft for each sequence."""
+        decoding = [sequence for sequence in self._scheduler.running if sequence.remaining == 1]
+        spare_rows = self._scheduler.rows_for_drafts(len(decoding)) if decoding else 0
+        spare_rows -= self._force(decoding, spare_rows)
         if self._speculation is None or self._drafter is None:
             return 0
         computed = [
@@ -324,9 +352,8 @@ class Engine:
             for work, row in zip(plan.works, rows, strict=True)
             if work.sequence.request_id in self._sequences
         ]
-        sequences = sum(sequence.remaining == 1 for sequence in self._scheduler.running)
-        drafts = self._speculation.drafts(sequences) if sequences else 0
-        drafts = min(drafts, self._scheduler.rows_for_drafts(sequences) // sequences) if sequences else 0
+        free = sum(not sequence.forced for sequence in decoding)
+        drafts = min(self._speculation.drafts(len(decoding)), spare_rows // free) if free else 0
         # A prompt is read by the layer in any case: drafting may begin to pay later.
         now = [each for each in computed if drafts or not each.sequence.generated]
         if now and self._drafter.draft(now, output, drafts):
@@ -338,6 +365,17 @@ class Engine:
         if not drafts:
             self._drafter.postpone([each for each in computed if each.sequence.generated], output)
         return drafts
+
+    def _force(self, decoding: list[Sequence], spare_rows: int) -> int:
+        """Take what grammars leave no choice of as drafts, which are right; returns how many they are together."""
+        taken = 0
+        for sequence in decoding:
+            forced = sequence.matcher.forced() if sequence.matcher is not None else ()
+            room = room_for_drafts(self._scheduler, sequence, min(len(forced), spare_rows - taken), self.context_window)
+            if room > 0:
+                sequence.drafts, sequence.forced = array("i", forced[:room]), True
+                taken += room
+        return taken
 
     def _end(
         self,
@@ -384,9 +422,11 @@ class Engine:
         stats.decode_seconds += seconds * decoded_rows / rows
         stats.prefill_seconds += seconds * (rows - decoded_rows) / rows
         stats.preemptions = self._scheduler.preemptions
+        stats.forced += sum(got[work] - 1 for work in decoded if work.forced)
         if self._speculation:
-            lengths = [(len(work.drafts), got[work]) for work in decoded]
-            alone = len(decoded) == len(plan.works)
+            # What is forced says nothing of the layer's acceptance, and no such step is timed.
+            lengths = [(len(work.drafts), got[work]) for work in decoded if not work.forced]
+            alone = len(lengths) == len(plan.works)
             self._record_drafts(self._speculation, lengths, drafts, seconds if alone else None)
 
     def _record_drafts(
@@ -411,11 +451,23 @@ class Engine:
             speculation.took(len(lengths), drafts, seconds)
 
 
-def _draw(work: Work, place: int) -> Draw:
-    """How the token after so many drafts is chosen, if these are right; in which row its logits stand is still open."""
+def _draws(work: Work, row: int) -> list[Draw]:
+    """How the tokens after none, one, … all drafts are chosen, if these are right, from rows of logits from `row` on.
+
+    Up to the first draft that the grammar forbids or ends with. UserError where it cannot go on.
+    """
     sequence = work.sequence
-    history = sequence.history.extended(work.drafts[:place]) if sequence.history and place else sequence.history
-    return Draw(-1, sequence.params, history, sequence.seed, len(sequence.tokens) + place)
+    return [
+        Draw(
+            row + place,
+            sequence.params,
+            sequence.history.extended(work.drafts[:place]) if sequence.history and place else sequence.history,
+            sequence.seed,
+            len(sequence.tokens) + place,
+            mask,
+        )
+        for place, mask in enumerate(sequence.masks(work.drafts))
+    ]
 
 
 def _logprobs(

@@ -118,6 +118,7 @@ class LLM:
         store: PageStore | None,
     ) -> Engine:
         """The engine, with weights and cache."""
+        from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
         from mlc_dsv3.runtime.model import CompiledModel
 
         compiled = CompiledModel.load(prepared.artifact, prepared.library, threads=threads)
@@ -133,15 +134,17 @@ class LLM:
         )
         if plan.remark:
             note(plan.remark)
+        tokenizer = self._tokenizer
         return Engine(
             compiled,
             num_pages=plan.num_pages,
             max_batch=batch,
             context_window=plan.context_window,
-            detokenizer=self._detokenizer() if self._tokenizer is not None else None,
-            eos_token_ids=self._tokenizer.eos_token_ids if self._tokenizer is not None else (),
+            detokenizer=self._detokenizer() if tokenizer is not None else None,
+            eos_token_ids=tokenizer.eos_token_ids if tokenizer is not None else (),
             speculation=speculation(speculative, has_mtp="draft" in limits.functions),
             store=store,
+            grammars=GrammarCompiler(tokenizer, compiled.config.vocab_size) if tokenizer is not None else None,
         )
 
     @property

@@ -146,7 +146,11 @@ class CompiledModel:
         return "the latent cache and the weights are in float32, so check the checkpoint's weights"
 
     def _sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int | NotFiniteError]:
-        there = [draw for draw in draws if "sample" in self.metadata.functions and not draw.params.needs_logits]
+        there = [
+            draw
+            for draw in draws
+            if "sample" in self.metadata.functions and not draw.params.needs_logits and draw.mask is None
+        ]
         tokens: dict[int, int | NotFiniteError] = {}
         if there:
             words = np.stack([draw.words() for draw in there]).astype(np.int32, copy=False)

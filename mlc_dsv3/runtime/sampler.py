@@ -14,6 +14,7 @@ import numpy as np
 
 from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.completion import TokenLogprob
+from mlc_dsv3.runtime.grammar_matcher import allowed_tokens
 from mlc_dsv3.runtime.sampling import SamplingParams
 from relax_model.sampling import sampling_words
 
@@ -62,11 +63,12 @@ class Draw:
     history: TokenHistory | None  # may be None where `params.penalises` is false
     seed: int
     position: int
+    mask: np.ndarray | None = None  # int32 (⌈vocab_size / 32⌉,): a bit for each token that may be chosen; None: all
 
     def from_logits(self, logits: np.ndarray) -> int | NotFiniteError:
         """The token, by the host, from a step's logits (wanted, vocab_size), or why there is none."""
         try:
-            return sample(logits[self.row], self.params, self.history, self.seed, self.position)
+            return sample(logits[self.row], self.params, self.history, self.seed, self.position, self.mask)
         except NotFiniteError as error:
             return error
 
@@ -88,13 +90,24 @@ class Draw:
         return token if token >= 0 else _not_finite(self.position)
 
 
-def sample(logits: np.ndarray, params: SamplingParams, history: TokenHistory | None, seed: int, position: int) -> int:
+def sample(
+    logits: np.ndarray,
+    params: SamplingParams,
+    history: TokenHistory | None,
+    seed: int,
+    position: int,
+    mask: np.ndarray | None = None,
+) -> int:
     """The token for `position` from float32 `logits` (vocab_size,), which stay as they are.
 
-    `history` may be None where `params.penalises` is false. The random number hangs on (seed, position) alone.
+    `history` may be None where `params.penalises` is false. The random number hangs on (seed, position) alone. `mask`
+    has a bit for each token that may be chosen, as `Draw.mask`.
     """
     scores = _adjusted(logits, params, history)
     likeliest = int(np.argmax(scores))  # the first NaN, if there is one
+    if mask is not None and np.isfinite(scores[likeliest]):
+        scores = np.where(allowed_tokens(mask, scores.size), scores, np.float32(-np.inf))
+        likeliest = int(np.argmax(scores))
     if not np.isfinite(scores[likeliest]):
         raise _not_finite(position)
     if params.temperature == 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.limits import MOST_TOKEN_ID, SAMPLING_LIMITS, Limits
+from mlc_dsv3.runtime.grammar import Grammar
 
 MAX_LOGPROBS = 20
 _TOKEN_ID = Limits(0, MOST_TOKEN_ID, whole=True)
@@ -18,8 +19,9 @@ class SamplingParams:
     """How to choose tokens and when to stop. Names and meanings are OpenAI's and vLLM's.
 
     Applied in this order: `logit_bias`; `repetition_penalty` (over prompt and output); `frequency_penalty` and
-    `presence_penalty` (over the output); then, if `temperature` is 0, the likeliest token, the lowest id among equals;
-    otherwise `temperature`, `min_p`, `top_k`, `top_p` (over what is left after the ones before) and a draw.
+    `presence_penalty` (over the output); `grammar`; then, if `temperature` is 0, the likeliest token, the lowest id
+    among equals; otherwise `temperature`, `min_p`, `top_k`, `top_p` (over what is left after the ones before) and a
+    draw.
 
     temperature: 0 is greedy.
     top_p: keep the fewest likeliest tokens that have this much probability together; 1 keeps all.
@@ -31,6 +33,8 @@ class SamplingParams:
     max_tokens: None goes on to the end of the context window.
     stop: strings that end the text, which does not include them.
     stop_token_ids: tokens that end it, beside the model's own, which `ignore_eos` ignores.
+    grammar: what the whole answer must match. It ends where it can only end, and may end before only where it matches:
+        `ignore_eos` makes it go on for as long as the grammar allows.
     logprobs: None, or how many likeliest alternatives to report with each token's log-probability.
     """
 
@@ -47,6 +51,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Collection[int] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +76,8 @@ class SamplingParams:
         stop_token_ids = tuple(self.stop_token_ids)
         for token in stop_token_ids:
             _TOKEN_ID.check("a token id of stop_token_ids", token)
+        if not isinstance(self.grammar, Grammar | None):
+            raise UserError(f"grammar is {self.grammar!r}; it must be a Grammar, such as Grammar.json_object()")
         if self.logprobs is not None:
             Limits(0, MAX_LOGPROBS, whole=True).check("logprobs", self.logprobs)
         object.__setattr__(self, "stop", stop)

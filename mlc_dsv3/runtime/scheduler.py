@@ -31,6 +31,7 @@ class Work:
     start: int
     stop: int
     drafts: tuple[int, ...] = ()
+    forced: bool = False  # the grammar allows no tokens but the drafts
 
     @property
     def rows(self) -> int:
@@ -218,8 +219,8 @@ class Scheduler:
             stop, expanded = self._next_chunk(sequence, 1 if decoding else spare_rows)
             if expanded or stop == sequence.computed or not self._grow(sequence, stop):
                 continue
-            drafts = tuple(sequence.drafts) if len(sequence.drafts) <= min(draft_rows, spare_rows) else ()
-            work = Work(sequence, sequence.computed, stop, drafts)
+            drafts = tuple(sequence.drafts[: min(draft_rows, spare_rows)])
+            work = Work(sequence, sequence.computed, stop, drafts, sequence.forced)
             works.append(work)
             spare_rows -= work.rows - decoding
             draft_rows -= len(drafts)

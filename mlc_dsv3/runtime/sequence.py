@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
+from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
 from mlc_dsv3.runtime.sampler import TokenHistory
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.stopping import StopFilter
@@ -29,9 +30,9 @@ class TextStream(Protocol):
 class Sequence:
     """A request's state. `tokens` is prompt and output; the cache holds the first `computed` of them, in `pages`.
 
-    `saved` names segments of its prefix on disk, which follow what is computed, and come before any step.
-    `drafts` are guesses at the next tokens, which the next step verifies. `pending` are the latest hidden states, which
-    the MTP layer has not seen yet, float32 (hidden_size,).
+    `saved` names segments of its prefix on disk, which follow what is computed, and come before any step. `drafts` are
+    guesses at the next tokens, which the next step verifies; where `forced`, the grammar allows no others. `pending`
+    are the latest hidden states, which the MTP layer has not seen yet, float32 (hidden_size,).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Sequence:
         params: SamplingParams,
         detokenizer: TextStream | None = None,
         stop_tokens: frozenset[int] = frozenset(),
+        matcher: GrammarMatcher | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
@@ -50,6 +52,8 @@ class Sequence:
         self.pages = array("i")
         self.saved: deque[str] = deque()
         self.drafts = array("i")
+        self.forced = False
+        self.matcher = matcher
         self.pending: list[np.ndarray] = []
         self.reused = 0  # tokens that the cache spared at the first admission
         self.admitted = False
@@ -78,20 +82,39 @@ class Sequence:
     def release(self) -> array[int]:
         """Give up all that was computed; returns the pages that held it."""
         pages, self.pages = self.pages, array("i")
-        self.computed, self.drafts = 0, array("i")
+        self.computed = 0
+        self.drop_drafts()
         self.saved.clear()
         self.pending.clear()
         return pages
 
+    def drop_drafts(self) -> None:
+        """Forget the drafts."""
+        self.drafts, self.forced = array("i"), False
+
+    def masks(self, drafts: Tokens[int]) -> list[np.ndarray] | list[None]:
+        """What the grammar allows behind none, one, … all of some drafts: up to the first that it forbids or ends with.
+
+        None is all. Raises UserError where the grammar cannot go on.
+        """
+        return [None] * (len(drafts) + 1) if self.matcher is None else self.matcher.masks(drafts)
+
+    def goes_on_behind(self, drafts: Tokens[int]) -> bool:
+        """Whether the grammar allows these drafts, and more behind them."""
+        return self.matcher is None or self.matcher.goes_on_behind(drafts)
+
     def append(self, token: int) -> tuple[str, bool]:
-        """Add a sampled token; returns the text that can be shown now, and whether a stop was reached."""
+        """Add a sampled token; returns the text that can be shown now, and whether a stop or the grammar's end was
+        reached."""
         self.tokens.append(token)
         if self.history is not None:
             self.history.append(token)
         if token in self._stop_tokens:
             return "", True
         text = self._detokenizer.push(token) if self._detokenizer is not None else ""
-        return self._stops.push(text), self._stops.stopped
+        shown = self._stops.push(text)
+        complete = self.matcher is not None and self.matcher.accept(token)
+        return shown, complete or self._stops.stopped
 
     def update(
         self,

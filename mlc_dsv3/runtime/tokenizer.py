@@ -77,6 +77,11 @@ class Tokenizer:
         return piece
 
     @property
+    def hidden_tokens(self) -> Mapping[int, str]:
+        """The tokens that text does not show, as `<｜end▁of▁sentence｜>`: id → name."""
+        return self._vocabulary.hidden_tokens
+
+    @property
     def strips_leading_space(self) -> bool:
         """Whether a text's first space belongs to the encoding and not to the text (SentencePiece's dummy prefix)."""
         return self._vocabulary.strips_leading_space

@@ -36,6 +36,7 @@ class Vocabulary(Protocol):
     size: int
     strips_leading_space: bool
     control_tokens: ControlTokens
+    hidden_tokens: Mapping[int, str]  # those that text does not show, and their names
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
@@ -72,7 +73,7 @@ class TokenizersVocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {token for token, entry in added.items() if entry.special}
+        self.hidden_tokens = {token: entry.content for token, entry in added.items() if entry.special}
         # Words that count only between spaces are not what templates write.
         self.control_tokens = ControlTokens(
             {entry.content: entry.special for entry in added.values() if not entry.single_word}
@@ -119,7 +120,7 @@ class TokenizersVocabulary:
         return self._tokenizer.token_to_id(text)
 
     def token_bytes(self, token: int) -> bytes:
-        if token in self._special:
+        if token in self.hidden_tokens:
             return b""
         text = self._tokenizer.id_to_token(token)
         if text is None:
@@ -190,6 +191,7 @@ class TiktokenVocabulary:
         self._pieces = {rank: piece for piece, rank in ranks.items()}
         self._pieces |= {token: b"" for token in names}
         self._pieces |= {token: entry.content.encode() for token, entry in added.items() if not entry.special}
+        self.hidden_tokens = {token: name for token, name in names.items() if not self._pieces[token]}
         self.size = max(self._pieces) + 1
         self.control_tokens = ControlTokens(
             {name: token not in added or added[token].special for name, token in self._ids.items()}

@@ -393,7 +393,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     folder = Path(mlc_dsv3.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    assert sorted(mlc_dsv3.__all__) == ["Completion", "ForkError", "LLM", "SamplingParams", "UserError", "__version__"]
+    names = ["Completion", "ForkError", "Grammar", "LLM", "SamplingParams", "UserError", "__version__"]
+    assert sorted(mlc_dsv3.__all__) == names
     assert (mlc_dsv3.ForkError, mlc_dsv3.UserError) == (ForkError, UserError)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mlc_dsv3.nothing

@@ -1,0 +1,126 @@
+"""From a `Grammar` to a `GrammarMatcher` for one model's vocabulary, by llguidance."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING
+
+from mlc_dsv3.errors import UserError, said
+from mlc_dsv3.runtime.grammar import Grammar
+from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
+from mlc_dsv3.runtime.grammar_trial import compiles
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+
+# Where JSON allows white space: a model that likes it must not go on with it for ever.
+_JSON_OPTIONS = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
+_MOST_TRIED = 256
+
+
+class GrammarCompiler:
+    """Compiles grammars for the tokens of one tokenizer; any thread may use it. llguidance is loaded when it is needed.
+
+    `vocab_size` is the model's, which may be larger than the tokenizer's: no grammar allows the ids beyond.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._lock = threading.Lock()
+        # What an earlier request has tried is not tried again.
+        self._excess = functools.lru_cache(_MOST_TRIED)(self._try)
+
+    def matcher(self, grammar: Grammar, *, ignore_eos: bool = False) -> GrammarMatcher:
+        """At the beginning of an answer; with `ignore_eos` the answer goes on for as long as the grammar allows.
+
+        Raises UserError where llguidance is missing, or with its reason where the grammar is invalid, unsatisfiable or
+        too complex.
+        """
+        with self._lock:
+            vocabulary = self._vocabulary
+        matcher = self._compiled(grammar, vocabulary)
+        eos = frozenset(vocabulary.eos_tokens)
+        return GrammarMatcher(matcher, vocabulary.vocab_size, self._vocab_size, eos if ignore_eos else frozenset())
+
+    def _compiled(self, grammar: Grammar, vocabulary: LLTokenizer) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        try:
+            text = _in_llguidances_terms(grammar)
+        except ValueError as error:
+            raise UserError(f"the {grammar.kind} is invalid: {said(error)}") from None
+        if excess := self._excess(text):
+            raise UserError(f"the {grammar.kind} is too complex: {excess}")
+        matcher = LLMatcher(vocabulary, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # finds that nothing can begin an answer
+        if matcher.is_error():
+            raise UserError(f"the {grammar.kind} cannot be used: {_reason(matcher)}")
+        return matcher
+
+    def _try(self, text: str) -> str | None:
+        return compiles(text, self._vocab_size, self._tokenizer.hidden_tokens)
+
+    @functools.cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        try:
+            from llguidance import LLTokenizer
+        except ImportError:
+            raise UserError(
+                "llguidance is missing, which keeps answers to a grammar; run: pip install llguidance"
+            ) from None
+        adapter = _Adapter(self._tokenizer, self._vocab_size)
+        # Without an end-of-text token llguidance makes one of its own, behind the vocabulary.
+        vocabulary = LLTokenizer(adapter, eos_token=sorted(self._tokenizer.eos_token_ids) or None)
+        adapter.vocabulary = vocabulary
+        return vocabulary
+
+
+class _Adapter:
+    """A tokenizer in llguidance's terms."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self.vocabulary: LLTokenizer | None = None
+        self.eos_token_id = min(tokenizer.eos_token_ids, default=None)
+        hidden = {token: name for token, name in tokenizer.hidden_tokens.items() if token < vocab_size}
+        self.special_token_ids = [*hidden]
+        pieces = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        # llguidance marks hidden tokens by this byte, which no text in UTF-8 has.
+        self.tokens = [b"" if piece.startswith(b"\xff") else piece for piece in pieces]
+        for token, name in hidden.items():
+            self.tokens[token] = name.encode()
+
+    def __call__(self, text: str) -> list[int]:
+        """The tokens that a forced text becomes."""
+        ids = self._tokenizer.encode(text)
+        # Not so where the encoding puts a space in front, or the text spells out a hidden token.
+        if b"".join(map(self._tokenizer.token_bytes, ids)) == text.encode():
+            return ids
+        assert self.vocabulary is not None
+        return self.vocabulary.greedy_tokenize(text)
+
+
+def _in_llguidances_terms(grammar: Grammar) -> str:
+    from llguidance import LLMatcher
+
+    if grammar.kind == "JSON schema":
+        return LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON_OPTIONS)
+    if grammar.kind == "regular expression":
+        return LLMatcher.grammar_from_regex(grammar.text)
+    return LLMatcher.grammar_from_lark(grammar.text)
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """llguidance's, without the excerpts of the grammar that it draws arrows under, and without lists of names."""
+    first, *others = matcher.get_error().partition("; following")[0].strip().splitlines()
+    if first == "NoExtensionBias":
+        return "no text matches it"
+    errors = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return said(ValueError(": ".join([first.removesuffix(":"), *errors])))

@@ -1,0 +1,117 @@
+"""How far one answer has come in its grammar, and the tokens that may come next, as bit masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlc_dsv3.errors import UserError, said
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+MASK_BITS = 32
+
+
+class GrammarMatcher:
+    """Belongs to a request. What it allows depends on the tokens of the answer alone, not on how they were drafted.
+
+    A mask is int32 (⌈vocab_size / 32⌉,): token i is bit i mod 32 of word i div 32.
+    """
+
+    def __init__(self, matcher: LLMatcher, mask_size: int, vocab_size: int, avoided: Collection[int] = ()) -> None:
+        """`mask_size` is the number of tokens of llguidance's masks. Of the `avoided` tokens one is allowed only where
+        nothing else is."""
+        self._matcher = matcher
+        self._size = -(-mask_size // MASK_BITS)
+        self._kept = _bits(range(vocab_size), vocab_size)
+        self._not_avoided = ~_bits(avoided, vocab_size)
+        # What is known of the places ahead: masks[i] comes behind the first i tokens of the path.
+        self._path: list[int] = []
+        self._masks: list[np.ndarray] = []
+
+    def masks(self, drafts: Sequence[int] = ()) -> list[np.ndarray]:
+        """What is allowed behind none, one, … all of some drafts: up to the first that is forbidden or ends the answer.
+
+        Raises UserError where llguidance gives up.
+        """
+        shared = 0
+        while shared < min(len(drafts), len(self._path)) and drafts[shared] == self._path[shared]:
+            shared += 1
+        if shared < len(drafts) or not self._masks:
+            del self._path[shared:], self._masks[shared + 1 :]
+            self._look_ahead(drafts)
+        return self._masks[: len(drafts) + 1]
+
+    def goes_on_behind(self, drafts: Sequence[int]) -> bool:
+        """Whether all of some drafts are allowed, and more behind them."""
+        try:
+            return len(self.masks(drafts)) > len(drafts)
+        except UserError:  # the request ends with it when the next token is chosen
+            return False
+
+    def accept(self, token: int) -> bool:
+        """Go on with a token that was allowed; returns whether the answer is complete and can only end."""
+        if self._path[:1] == [token]:
+            del self._path[0], self._masks[0]
+        else:
+            self._path.clear()
+            self._masks.clear()
+        self._matcher.consume_token(token)
+        return self._is_complete()
+
+    def forced(self) -> list[int]:
+        """The tokens that can only come next, maybe none."""
+        return self._matcher.compute_ff_tokens()
+
+    def _look_ahead(self, drafts: Sequence[int]) -> None:
+        """Extend what is known along drafts that begin with it."""
+        matcher, consumed = self._matcher, 0
+        if not self._masks:
+            self._masks.append(self._mask())
+        for place, draft in enumerate(drafts):
+            if not allows(self._masks[place], draft):
+                break
+            matcher.consume_token(draft)
+            consumed += 1
+            if place < len(self._path):
+                continue
+            if self._is_complete():
+                break
+            self._masks.append(self._mask())
+            self._path.append(draft)
+        matcher.rollback(consumed)
+
+    def _is_complete(self) -> bool:
+        matcher = self._matcher
+        return matcher.is_stopped() and not matcher.is_error()
+
+    def _mask(self) -> np.ndarray:
+        mask = np.empty(self._size, np.int32)
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if self._matcher.is_error():
+            raise UserError(f"the grammar cannot go on: {said(ValueError(self._matcher.get_error()))}")
+        mask = mask[: self._kept.size] & self._kept
+        if not mask.any():
+            raise UserError("the grammar cannot go on: no token of the model fits")
+        going_on = mask & self._not_avoided
+        return going_on if going_on.any() else mask
+
+
+def allows(mask: np.ndarray, token: int) -> bool:
+    """Whether a mask has a token."""
+    return bool(int(mask[token // MASK_BITS]) >> token % MASK_BITS & 1)
+
+
+def allowed_tokens(mask: np.ndarray, vocab_size: int) -> np.ndarray:
+    """bool (vocab_size,)."""
+    return np.unpackbits(mask.view(np.uint8), count=vocab_size, bitorder="little").view(bool)
+
+
+def _bits(tokens: Collection[int], vocab_size: int) -> np.ndarray:
+    """The mask that has these tokens."""
+    there = np.zeros(-(-vocab_size // MASK_BITS) * MASK_BITS, np.uint8)
+    there[list(tokens)] = 1
+    return np.packbits(there, bitorder="little").view(np.int32)
