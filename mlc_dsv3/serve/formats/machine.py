@@ -58,6 +58,11 @@ class Machine(ABC):
         self.taken += piece
         return piece
 
+    def _untake(self, kept: int) -> None:
+        """Put back what was taken since the latest cut, but for the first `kept` characters."""
+        self._text = self.taken[kept:] + self._text
+        self.taken = self.taken[:kept]
+
     def _until(self, markers: tuple[str, ...], pass_on: Callable[[str], None]) -> Generator[None, None, str | None]:
         """Hand text to `pass_on` up to the first of the markers; take that and return it. None: the answer ended."""
         while True:

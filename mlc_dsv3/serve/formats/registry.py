@@ -9,7 +9,10 @@ from typing import Protocol
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.template import ChatTemplate
 from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Reader, DeepSeekV31Reader
+from mlc_dsv3.serve.formats.dsml import DsmlReader
 from mlc_dsv3.serve.formats.events import Event
+from mlc_dsv3.serve.formats.glm import GlmReader
+from mlc_dsv3.serve.formats.kimi import KimiReader
 from mlc_dsv3.serve.formats.reader import END_OF_THINK, AnswerReader, PlainReader, ReasoningTags
 from mlc_dsv3.serve.formats.tools import Tool
 
@@ -51,13 +54,17 @@ _REASONING = {
     "none": ReasoningTags.NONE,
     "deepseek_r1": ReasoningTags.CLOSED,
     "deepseek_v3": ReasoningTags.CLOSED,
-    "glm45": ReasoningTags.CLOSED,
+    "glm45": ReasoningTags.CLOSED_BY_CALLS,
     "kimi_k2": ReasoningTags.CLOSED_BY_CALLS,
 }
 _TOOLS: dict[str, type[AnswerReader]] = {
     "none": PlainReader,
     "deepseek_v3": DeepSeekV3Reader,
     "deepseek_v31": DeepSeekV31Reader,
+    "deepseek_v32": DsmlReader,
+    "kimi_k2": KimiReader,
+    "glm45": GlmReader,
+    "glm47": GlmReader,
 }
 REASONING_PARSERS, TOOL_PARSERS = tuple(_REASONING), tuple(_TOOLS)
 
@@ -76,12 +83,19 @@ def _known(name: str | None, names: Sequence[str], kind: str) -> str | None:
 
 
 def _tool_parser_of(template: str) -> str:
+    if "｜DSML｜" in template:
+        return "deepseek_v32"
     if "<｜tool▁sep｜>" in template:
         return "deepseek_v3" if "```json" in template else "deepseek_v31"
+    if "<|tool_call_begin|>" in template:
+        return "kimi_k2"
+    if "<arg_key>" in template:
+        return "glm47" if "</arg_key><arg_value>" in template else "glm45"
     return "none"
 
 
 def _reasoning_parser_of(template: str, tools: str) -> str:
     if END_OF_THINK not in template:
         return "none"
-    return {"deepseek_v31": "deepseek_v3"}.get(tools, "deepseek_r1")
+    names = {"deepseek_v31": "deepseek_v3", "deepseek_v32": "deepseek_v3", "kimi_k2": "kimi_k2"}
+    return names.get(tools, "glm45" if tools.startswith("glm") else "deepseek_r1")
