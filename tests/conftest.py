@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--emulate and --share."""
     session.add_option(parser)
-    parser.addoption("--share", metavar="K/N", type=_share, help="run the K-th of N shares of the tests, chosen by name")
+    parser.addoption(
+        "--share", metavar="K/N", type=_share, help="run the K-th of N shares of the tests, chosen by name"
+    )
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ from mlc_dsv3.cli.arguments import (
     add_speculative,
     sampling_params,
 )
-from mlc_dsv3.errors import UserError, note
+from mlc_dsv3.errors import UserError, note, warn_once
 
 if TYPE_CHECKING:
     import socket
 
     from mlc_dsv3.runtime.llm import LLM
+    from mlc_dsv3.runtime.tokenizer import Tokenizer
+    from mlc_dsv3.serve.formats import OutputFormat
 
 KEY_VARIABLE = "MLC_DSV3_API_KEY"
 
@@ -65,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let pages of this site use the server, such as https://example.org; may be repeated (none)",
     )
+    formats = parser.add_argument_group("formats", "How the model writes; its chat template says it by default.")
+    formats.add_argument("--reasoning-parser", metavar="NAME", help="how it marks reasoning")
+    formats.add_argument("--tool-parser", metavar="NAME", help="how it calls tools")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-batch", type=_count, metavar="N", help="answers generated at once; others wait")
     limits.add_argument(
@@ -107,7 +113,11 @@ def run(parsed: argparse.Namespace) -> None:
         from mlc_dsv3.serve.service import Service
 
         service = Service(
-            llm, _names(parsed), sampling_params(parsed, llm.default_params), max_waiting=parsed.max_waiting
+            llm,
+            _names(parsed),
+            sampling_params(parsed, llm.default_params),
+            output_format=_output_format(parsed, llm.tokenizer),
+            max_waiting=parsed.max_waiting,
         )
         hosts = None if keys or is_public else LOOPBACK_NAMES | {parsed.host.lower()}
         rules = AccessRules(keys, hosts, max_body=parsed.max_body * 2**20)
@@ -139,8 +149,20 @@ def _load(parsed: argparse.Namespace) -> LLM:
         speculative=parsed.speculative,
         cache_dir=parsed.cache_dir,
         cache_dir_bytes=parsed.cache_dir_size << 30,
-        check_tokenizer=lambda tokenizer: None,
+        check_tokenizer=partial(_output_format, parsed),
     )
+
+
+def _output_format(parsed: argparse.Namespace, tokenizer: Tokenizer) -> OutputFormat:
+    """How the model writes. UserError for a parser that there is not."""
+    from mlc_dsv3.serve.formats import OutputFormat, output_format
+
+    try:
+        template = tokenizer.chat_template
+    except UserError as error:
+        warn_once(f"{error}. Requests that chat are refused, and completions are served")
+        return OutputFormat("none", "none")
+    return output_format(template, reasoning_parser=parsed.reasoning_parser, tool_parser=parsed.tool_parser)
 
 
 def _keys(parsed: argparse.Namespace) -> tuple[str, ...]:

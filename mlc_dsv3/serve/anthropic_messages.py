@@ -14,9 +14,9 @@ from starlette.responses import Response
 from mlc_dsv3.serve.anthropic_request import CountRequest, MessagesRequest
 from mlc_dsv3.serve.chat_prompt import chat_job
 from mlc_dsv3.serve.errors import ApiError, error_body
+from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.generation import Generation, Piece, Usage
 from mlc_dsv3.serve.json_response import JsonResponse
-from mlc_dsv3.serve.plain import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, event, whole_unless_left
 

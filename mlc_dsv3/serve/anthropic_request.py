@@ -12,6 +12,7 @@ from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
+from mlc_dsv3.serve.formats import ToolChoice
 from mlc_dsv3.serve.request import Strict, stated_params
 
 # Claude Code's first system block is for Anthropic's own servers and differs from request to request: no prefix of such
@@ -98,6 +99,18 @@ class AnthropicToolChoice(Strict):
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
+    def wanted(self) -> Literal["auto", "none"] | ToolChoice:
+        """What it says."""
+        if self.type == "tool" and self.name is None:
+            raise ApiError(400, "tool_choice of the type tool must have a name", param="tool_choice")
+        match self.type:
+            case "any":
+                return ToolChoice()
+            case "tool":
+                return ToolChoice(self.name)
+            case choice:
+                return choice
+
 
 class Thinking(Block):
     """Whether to think. A budget of tokens has no effect: models of this family end their thought themselves."""
@@ -137,6 +150,8 @@ class CountRequest(Strict):
         return ChatPrompt(
             [*_system(self.system or []), *(each for message in self.messages for each in _messages(message))],
             tools=[_tool(tool) for tool in self.tools or []] or None,
+            tool_choice=self.tool_choice.wanted() if self.tool_choice is not None else "auto",
+            parallel=self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use,
             variables={**thinks, **(self.chat_template_kwargs or {})},
             reasoning_effort=self.output_config.effort if self.output_config is not None else None,
         )

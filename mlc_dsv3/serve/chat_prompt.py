@@ -1,15 +1,16 @@
-"""A conversation as every dialect hands it over, made into the tokens that the model reads."""
+"""A conversation as every dialect hands it over, made into a job: tokens to read, and a reader of what comes back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.serve.formats import Tool, ToolChoice, openai_tools
 from mlc_dsv3.serve.generation import Job
-from mlc_dsv3.serve.plain import Reader
 from mlc_dsv3.serve.service import Service
 
 _EFFORT = "reasoning_effort"
@@ -17,13 +18,17 @@ _EFFORT = "reasoning_effort"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Messages in OpenAI's form with what shapes the prompt besides. `variables` are the chat template's.
+    """Messages and tools in OpenAI's form, with what shapes the prompt besides. `variables` are the chat template's.
 
+    tool_choice: "auto", "none", or that tools must be called.
+    parallel: whether an answer may call several tools.
     reasoning_effort: for templates that read it; "none" switches thinking off where the template has a switch.
     """
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | ToolChoice = "auto"
+    parallel: bool = True
     variables: Mapping[str, Any] | None = None
     reasoning_effort: str | None = None
     parse_control_tokens: bool = False
@@ -31,25 +36,39 @@ class ChatPrompt:
 
     def tokens(self, service: Service) -> Sequence[int]:
         """What the model reads. UserError for what is no conversation."""
-        return service.llm.tokenizer.chat_prompt(self._messages(), **self._checked(service))
+        return service.llm.tokenizer.chat_prompt(
+            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+        )
 
     def text(self, service: Service) -> str:
         """The same as text."""
-        return service.llm.tokenizer.chat_text(self._messages(), **self._checked(service))
+        return service.llm.tokenizer.chat_text(
+            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+        )
+
+    def opening(self, service: Service) -> str:
+        """What the template has said already for the model at the answer's beginning."""
+        return service.llm.tokenizer.answer_opening(self._messages(), **self._options(service))
+
+    def callable_tools(self) -> list[Tool]:
+        """The tools that the answer may call. UserError for what is none."""
+        tools = openai_tools(self.tools or ())
+        named = self.tool_choice.name if isinstance(self.tool_choice, ToolChoice) else None
+        if named is not None and named not in [tool.name for tool in tools]:
+            raise UserError(f"tool_choice names {named[:100]!r}, which is not among the tools")
+        if isinstance(self.tool_choice, ToolChoice) and not tools:
+            raise UserError("tool_choice wants a call, and there are no tools")
+        return [] if self.tool_choice == "none" else tools
 
     def _messages(self) -> list[Message]:
         return [_with_known_role(message) for message in self.messages]
 
-    def _checked(self, service: Service) -> dict[str, Any]:
+    def _options(self, service: Service) -> dict[str, Any]:
         """Options of the template, all of which it reads."""
+        tools = None if self.tool_choice == "none" else self.tools
         variables = {**self._effort(service), **(self.variables or {})}
-        service.llm.tokenizer.chat_template.refuse_unread(self.tools, variables)
-        return {
-            "tools": self.tools,
-            "template_kwargs": variables,
-            "parse_control_tokens": self.parse_control_tokens,
-            "add_generation_prompt": self.add_generation_prompt,
-        }
+        service.llm.tokenizer.chat_template.refuse_unread(tools, variables)
+        return {"tools": tools, "template_kwargs": variables, "parse_control_tokens": self.parse_control_tokens}
 
     def _effort(self, service: Service) -> dict[str, Any]:
         if self.reasoning_effort is None:
@@ -61,7 +80,29 @@ class ChatPrompt:
 
 def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choices: int) -> Job:
     """The job of a conversation. Takes a while for a long one: not for the event loop."""
-    return Job([prompt.tokens(service)], params, choices, Reader)
+    tools, tokens, opening = prompt.callable_tools(), prompt.tokens(service), prompt.opening(service)
+    output_format = service.output_format
+    return Job(
+        [tokens],
+        params,
+        choices,
+        lambda: output_format.reader(opening=opening, tools=tools),
+        most_calls=None if prompt.parallel else 1,
+    )
+
+
+def openai_tool_choice(choice: str | Mapping[str, Any] | None) -> Literal["auto", "none"] | ToolChoice:
+    """What OpenAI's `tool_choice` says. UserError for anything else."""
+    match choice:
+        case None | "auto":
+            return "auto"
+        case "none":
+            return "none"
+        case "required":
+            return ToolChoice()
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            return ToolChoice(name)
+    raise UserError('tool_choice must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
 
 
 def _with_known_role(message: Message) -> Message:

@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from mlc_dsv3.runtime.completion import TokenLogprob, Update
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.errors import ApiError
+from mlc_dsv3.serve.formats import Event, Reader, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 from mlc_dsv3.serve.metrics import Metrics
-from mlc_dsv3.serve.plain import Event, Reader, Reasoning, ToolCallStart
 from mlc_dsv3.serve.service import Service
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -26,13 +26,14 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 class Job:
     """What to generate: `choices` answers to each of the prompts, numbered from the first prompt's first on.
 
-    `reader` makes the events of one answer's text.
+    `reader` makes the events of one answer's text, of whose calls no more than `most_calls` are passed on.
     """
 
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     choices: int
     reader: Callable[[], Reader]
+    most_calls: int | None = None
 
     @property
     def answers(self) -> int:
@@ -123,7 +124,7 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answers' pieces as they come; closing this cancels what still runs. Raises what a request fails with."""
         job = self.job
-        answers = [_Answer(choice, job.reader()) for choice in range(job.answers)]
+        answers = [_Answer(choice, job) for choice in range(job.answers)]
         async with aclosing(self._updates()) as updates:
             async for choice, update in updates:
                 now = time.monotonic()
@@ -182,8 +183,8 @@ class Generation:
 class _Answer:
     """One answer on its way: its reader, and what it has had so far."""
 
-    def __init__(self, number: int, reader: Reader) -> None:
-        self._number, self._reader = number, reader
+    def __init__(self, number: int, job: Job) -> None:
+        self._number, self._reader, self._most_calls = number, job.reader(), job.most_calls
         self._calls_tools = False
         self._latest: float | None = None  # time of the latest token
         self.thinks = False  # the latest text is reasoning
@@ -206,6 +207,8 @@ class _Answer:
         events = self._reader.feed(update.text)
         if update.finish_reason is not None:
             events = [*events, *self._reader.finish()]
+        if self._most_calls is not None:
+            events = [event for event in events if not _is_call(event) or event.index < self._most_calls]
         for event in events:
             self.thinks = isinstance(event, Reasoning)
             self._calls_tools = self._calls_tools or isinstance(event, ToolCallStart)
@@ -219,3 +222,7 @@ class _Answer:
                 return "tool_calls"
             case reason:
                 return reason
+
+
+def _is_call(event: Event) -> TypeGuard[ToolCallStart | ToolCallArguments | ToolCallEnd]:
+    return isinstance(event, (ToolCallStart, ToolCallArguments, ToolCallEnd))

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job
+from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job, openai_tool_choice
+from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.generation import Generation, Piece
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
-from mlc_dsv3.serve.plain import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.request import Bookkeeping, Sampling
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, whole_unless_left
@@ -63,6 +63,8 @@ async def chat_completions(body: ChatRequest, request: Request, service: Current
     prompt = ChatPrompt(
         body.messages,
         tools=body.tools,
+        tool_choice=openai_tool_choice(body.tool_choice),
+        parallel=body.parallel_tool_calls is not False,
         variables=body.chat_template_kwargs,
         reasoning_effort=body.reasoning_effort,
         parse_control_tokens=body.parse_control_tokens,

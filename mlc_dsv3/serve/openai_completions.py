@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from mlc_dsv3.runtime.sampling import MAX_LOGPROBS
 from mlc_dsv3.serve.errors import ApiError
+from mlc_dsv3.serve.formats import Content, Event
 from mlc_dsv3.serve.generation import Generation, Job
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
-from mlc_dsv3.serve.plain import Content, Reader
 from mlc_dsv3.serve.request import Bookkeeping, Sampling
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, whole_unless_left
@@ -62,13 +62,23 @@ async def completions(body: CompletionRequest, request: Request, service: Curren
     prompts, choices = body.prompts(), body.n or 1
 
     def job() -> Job:
-        return Job([service.llm.prompt_tokens(prompt) for prompt in prompts], params, choices, Reader)
+        return Job([service.llm.prompt_tokens(prompt) for prompt in prompts], params, choices, _PlainReader)
 
     generation = await Generation.prepare(service, len(prompts) * choices, job)
     answer = _Answer(service, generation, body, prompts)
     if body.stream:
         return EventStream(answer.chunks(), error_frames=error_frames, ended=generation.close)
     return JsonResponse(await whole_unless_left(request, answer.whole(), generation.close))
+
+
+class _PlainReader:
+    """Text as it is."""
+
+    def feed(self, text: str) -> list[Event]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Event]:
+        return []
 
 
 class _Answer:

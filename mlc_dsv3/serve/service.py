@@ -16,6 +16,7 @@ from mlc_dsv3.runtime.llm import LLM
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.expert_shares import ExpertShares
+from mlc_dsv3.serve.formats import OutputFormat
 from mlc_dsv3.serve.metrics import Metrics
 
 _LONGEST_WAIT = 60  # seconds that a client is told to wait at most
@@ -42,12 +43,21 @@ class ServedModel:
 class Service:
     """One model behind one server. `defaults` are the sampling settings of requests that state none.
 
+    output_format: how the model writes reasoning and calls of tools.
     max_waiting: answers that may wait for a place in the batch; more are refused.
     """
 
-    def __init__(self, llm: LLM, names: Sequence[str], defaults: SamplingParams, *, max_waiting: int) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        names: Sequence[str],
+        defaults: SamplingParams,
+        *,
+        output_format: OutputFormat,
+        max_waiting: int,
+    ) -> None:
         self.llm, self.engine = llm, AsyncLLM(llm)
-        self.defaults = defaults
+        self.defaults, self.output_format = defaults, output_format
         self.model = ServedModel(tuple(names), int(time.time()), llm.context_window, _thinking_variables(llm))
         self.max_open = llm.max_batch + max_waiting
         self.expert_shares = ExpertShares(llm)

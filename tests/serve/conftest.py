@@ -72,9 +72,17 @@ def demo_llm(demo_is_made: None) -> Iterator[LLM]:
 def demo_service(demo_llm: LLM) -> Service:
     """The demo as a server serves it."""
     pytest.importorskip("fastapi", reason="FastAPI is missing: pip install '.[serve]'")
+    from mlc_dsv3.serve.formats import output_format
     from mlc_dsv3.serve.service import Service
 
-    return Service(demo_llm, ["mlc_dsv3-demo"], demo_llm.default_params, max_waiting=64)
+    template = demo_llm.tokenizer.chat_template
+    return Service(
+        demo_llm,
+        ["mlc_dsv3-demo"],
+        demo_llm.default_params,
+        output_format=output_format(template, reasoning_parser=None, tool_parser=None),
+        max_waiting=64,
+    )
 
 
 @pytest.fixture(scope="session")
