@@ -17,17 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from mlc_dsv3.serve.formats.call_grammar import JsonCallGrammar
+from mlc_dsv3.serve.formats.lark import Lark, literal
 from mlc_dsv3.serve.formats.reader import NAME, SPACE, AnswerReader
+from mlc_dsv3.serve.formats.tools import Tool
 
-_SEPARATOR, _END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_SECTION, _END_OF_SECTION = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_CALL, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 _FENCE = "```"
 
 
 class DeepSeekReader(AnswerReader):
     """The markers of V3 and V3.1."""
 
-    section_begin, section_end = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-    call_begin = "<｜tool▁call▁begin｜>"
+    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
 
 
 class DeepSeekV3Reader(DeepSeekReader):
@@ -60,3 +63,22 @@ class DeepSeekV31Reader(DeepSeekReader):
         self._start(name)
         yield from self._json_arguments(_END)
         return True
+
+
+class DeepSeekV3Grammar(JsonCallGrammar):
+    """See above; R1 leaves two line breaks behind its reasoning."""
+
+    before, between, after = f'("\\n" "\\n"?)? {literal(_SECTION)}', r'"\n"', literal(_END_OF_SECTION)
+
+    def call(self, lark: Lark, tool: Tool) -> str:
+        head, tail = f"{_CALL}function{_SEPARATOR}{tool.name}\n{_FENCE}json\n", f"\n{_FENCE}{_END}"
+        return f"{literal(head)} {self.arguments(tool)} {literal(tail)}"
+
+
+class DeepSeekV31Grammar(JsonCallGrammar):
+    """See above."""
+
+    before, after = literal(_SECTION), literal(_END_OF_SECTION)
+
+    def call(self, lark: Lark, tool: Tool) -> str:
+        return f"{literal(_CALL + tool.name + _SEPARATOR)} {self.arguments(tool)} {literal(_END)}"

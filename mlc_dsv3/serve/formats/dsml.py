@@ -9,10 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 
+from mlc_dsv3.serve.formats.lark import Lark, literal
+from mlc_dsv3.serve.formats.parameter_grammar import ParameterCallGrammar
 from mlc_dsv3.serve.formats.parameters import ParameterReader
 from mlc_dsv3.serve.formats.reader import SPACE
+from mlc_dsv3.serve.formats.tools import Tool
 
-_END = "</｜DSML｜invoke>"
+_SECTION, _END_OF_SECTION = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
+_CALL, _END = "<｜DSML｜invoke", "</｜DSML｜invoke>"
 _PARAMETER, _END_OF_PARAMETER = "<｜DSML｜parameter", "</｜DSML｜parameter>"
 # One attribute after the other, so that text which cannot become one is known at once.
 _ATTRIBUTE = re.compile(r'[^"<>\n]+')
@@ -21,8 +25,7 @@ _ATTRIBUTE = re.compile(r'[^"<>\n]+')
 class DsmlReader(ParameterReader):
     """A name, and parameters that say whether they are strings."""
 
-    section_begin, section_end = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
-    call_begin = "<｜DSML｜invoke"
+    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
 
     def _call(self) -> Generator[None, None, bool]:
         name = yield from self._attribute("name")
@@ -53,3 +56,20 @@ class DsmlReader(ParameterReader):
             return None
         value = yield from self._run_of(_ATTRIBUTE)
         return value if (yield from self._next('"')) else None
+
+
+class DsmlGrammar(ParameterCallGrammar):
+    """See above. Before the calls there are two line breaks, even where there is no content."""
+
+    before, between, after = literal(f"\n\n{_SECTION}\n"), r'"\n"', rf'"\n" {literal(_END_OF_SECTION)}'
+    end_of_value, behind_value = _END_OF_PARAMETER, "\n"
+
+    def call(self, lark: Lark, tool: Tool) -> str:
+        head = literal(f'{_CALL} name="{tool.name}">\n')
+        return f"{head} {self.parameters(lark, tool)} {literal(_END)}"
+
+    def head(self, key: str, is_string: bool) -> str:
+        return f'{_PARAMETER} name="{key}" string="{str(is_string).lower()}">'
+
+    def reads_json(self, types: frozenset[str]) -> bool:
+        return False

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from mlc_dsv3.serve.formats.lark import Lark, literal
+from mlc_dsv3.serve.formats.parameter_grammar import ParameterCallGrammar
 from mlc_dsv3.serve.formats.parameters import ParameterReader
 from mlc_dsv3.serve.formats.reader import NAME, SPACE
+from mlc_dsv3.serve.formats.tools import Tool
 
-_END = "</tool_call>"
+_CALL, _END = "<tool_call>", "</tool_call>"
 _KEY, _END_OF_KEY, _VALUE, _END_OF_VALUE = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
 
 
 class GlmReader(ParameterReader):
     """A name, keys and values."""
 
-    call_begin = "<tool_call>"
+    call_begin = _CALL
 
     def _call(self) -> Generator[None, None, bool]:
         yield from self._run_of(SPACE)
@@ -40,3 +43,23 @@ class GlmReader(ParameterReader):
             marker = yield from self._next(_KEY, _END)
         self._finish(_END if marker == _END else None, parsed)
         return True
+
+
+class GlmGrammar(ParameterCallGrammar):
+    """See above. `line_break` is what stands between the parts."""
+
+    end_of_value = _END_OF_VALUE
+
+    def __init__(self, line_break: str) -> None:
+        self._break = self.behind_value = line_break
+        self.before = self.between = literal(line_break) if line_break else ""
+
+    def call(self, lark: Lark, tool: Tool) -> str:
+        head = literal(f"{_CALL}{tool.name}{self._break}")
+        return f"{head} {self.parameters(lark, tool)} {literal(_END)}"
+
+    def head(self, key: str, is_string: bool) -> str:
+        return f"{_KEY}{key}{_END_OF_KEY}{self._break}{_VALUE}"
+
+    def reads_json(self, types: frozenset[str]) -> bool:
+        return types != {"string"}

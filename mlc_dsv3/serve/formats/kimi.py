@@ -9,18 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Sequence
 
-from mlc_dsv3.serve.formats.reader import NAME, SPACE, AnswerReader, ReasoningTags
+from mlc_dsv3.serve.formats.call_grammar import JsonCallGrammar
+from mlc_dsv3.serve.formats.lark import Lark, literal
+from mlc_dsv3.serve.formats.reader import NAME, SPACE, AnswerReader
+from mlc_dsv3.serve.formats.reasoning import ReasoningTags
 from mlc_dsv3.serve.formats.tools import Tool
 
-_ARGUMENTS, _END = "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+_SECTION, _END_OF_SECTION = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+_CALL, _ARGUMENTS, _END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
 _ID = re.compile(r"(?:functions\.)?(?P<name>.+?)(?P<number>:\d+)?")
 
 
 class KimiReader(AnswerReader):
     """An id that names the function, and JSON."""
 
-    section_begin, section_end = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
-    call_begin = "<|tool_call_begin|>"
+    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
 
     def __init__(self, opening: str, tools: Sequence[Tool], reasoning: ReasoningTags) -> None:
         super().__init__(opening, tools, reasoning)
@@ -40,3 +43,13 @@ class KimiReader(AnswerReader):
         self._ids.add(identity)
         yield from self._json_arguments(_END)
         return True
+
+
+class KimiGrammar(JsonCallGrammar):
+    """See above. The model counts its calls itself."""
+
+    before, after = literal(_SECTION), literal(_END_OF_SECTION)
+
+    def call(self, lark: Lark, tool: Tool) -> str:
+        head = f"{literal(f'{_CALL}functions.{tool.name}:')} /[0-9]{{1,4}}/ {literal(_ARGUMENTS)}"
+        return f"{head} {self.arguments(tool)} {literal(_END)}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlc_dsv3.serve.formats.json_text import JsonSpan
 from mlc_dsv3.serve.formats.machine import Steps
-from mlc_dsv3.serve.formats.reader import AnswerReader, ReasoningTags
+from mlc_dsv3.serve.formats.reader import SPACE, AnswerReader
+from mlc_dsv3.serve.formats.reasoning import ReasoningTags
 from mlc_dsv3.serve.formats.tools import Tool
 from mlc_dsv3.serve.formats.value_types import json_type, value_types
 
@@ -38,9 +40,30 @@ class ParameterReader(AnswerReader):
                 self._arguments('"')
             return
         pieces: list[str] = []
+        yield from self._json_span(types, pieces.append)
         if (yield from self._until((end,), pieces.append)):
             text = "".join(pieces)
             self._arguments(text.strip() if _is_json(text, types) else json.dumps(text, ensure_ascii=False))
+
+    def _json_span(self, types: frozenset[str], pass_on: Callable[[str], None]) -> Steps:
+        """Take an object or array, whose strings may hold the marker behind it. Nothing, where none comes or ends."""
+        before = len(self.taken)
+        yield from self._run_of(SPACE)
+        while not self._text and not self._ended:
+            yield
+        brackets = {"{": "object", "[": "array"}
+        if brackets.get(self._text[:1]) in types:
+            span = JsonSpan()
+            while True:
+                at = span.end(self._text)
+                self._take(len(self._text) if at is None else at)
+                if at is not None:
+                    pass_on(self.taken[before:])
+                    return
+                if self._ended:
+                    break
+                yield
+        self._untake(before)
 
     def _string(self, text: str) -> None:
         self._arguments(json.dumps(text, ensure_ascii=False)[1:-1])

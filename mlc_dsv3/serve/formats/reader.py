@@ -9,24 +9,15 @@ import re
 import uuid
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
-from enum import Enum
 
 from mlc_dsv3.serve.formats.events import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 from mlc_dsv3.serve.formats.json_text import JsonSpan
 from mlc_dsv3.serve.formats.machine import Machine, Steps
+from mlc_dsv3.serve.formats.reasoning import END_OF_THINK, THINK, ReasoningTags
 from mlc_dsv3.serve.formats.tools import Tool
 
-THINK, END_OF_THINK = "<think>", "</think>"
 SPACE = re.compile(r"\s+")
 NAME = re.compile(r"""[^\s<>|｜"'`{}()\[\],]+""")
-
-
-class ReasoningTags(Enum):
-    """Whether a model reasons between <think> and </think>."""
-
-    NONE = "none"
-    CLOSED = "closed"
-    CLOSED_BY_CALLS = "closed by calls"  # the model may call tools before it has written </think>
 
 
 class AnswerReader(Machine):

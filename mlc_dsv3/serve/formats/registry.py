@@ -8,13 +8,15 @@ from typing import Protocol
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.template import ChatTemplate
-from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Reader, DeepSeekV31Reader
-from mlc_dsv3.serve.formats.dsml import DsmlReader
+from mlc_dsv3.serve.formats.call_grammar import CallGrammar
+from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Grammar, DeepSeekV3Reader, DeepSeekV31Grammar, DeepSeekV31Reader
+from mlc_dsv3.serve.formats.dsml import DsmlGrammar, DsmlReader
 from mlc_dsv3.serve.formats.events import Event
-from mlc_dsv3.serve.formats.glm import GlmReader
-from mlc_dsv3.serve.formats.kimi import KimiReader
-from mlc_dsv3.serve.formats.reader import END_OF_THINK, AnswerReader, PlainReader, ReasoningTags
-from mlc_dsv3.serve.formats.tools import Tool
+from mlc_dsv3.serve.formats.glm import GlmGrammar, GlmReader
+from mlc_dsv3.serve.formats.kimi import KimiGrammar, KimiReader
+from mlc_dsv3.serve.formats.reader import AnswerReader, PlainReader
+from mlc_dsv3.serve.formats.reasoning import END_OF_THINK, ReasoningTags
+from mlc_dsv3.serve.formats.tools import Tool, ToolChoice
 
 
 class Reader(Protocol):
@@ -46,7 +48,19 @@ class OutputFormat:
 
         opening: what the template put before the answer, such as "<think>". Without `tools`, calls are content.
         """
-        return _TOOLS[self.tool_parser](opening, tools, _REASONING[self.reasoning_parser])
+        reader, _ = _TOOLS[self.tool_parser]
+        return reader(opening, tools, _REASONING[self.reasoning_parser])
+
+    def tool_grammar(self, tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool, opening: str) -> str:
+        """A Lark grammar, for llguidance, of answers that call tools as `choice` says, with valid arguments.
+
+        Where `opening` leaves reasoning open, that comes first. UserError where the format has no calls, or a schema
+        cannot be kept.
+        """
+        _, grammar = _TOOLS[self.tool_parser]
+        if grammar is None:
+            raise UserError("this model's chat template writes no tool calls; --tool-parser names a format for them")
+        return grammar.answer(tools, choice, parallel=parallel, opening=opening, tags=_REASONING[self.reasoning_parser])
 
 
 # The names are vLLM's, which people's scripts have already.
@@ -57,14 +71,14 @@ _REASONING = {
     "glm45": ReasoningTags.CLOSED_BY_CALLS,
     "kimi_k2": ReasoningTags.CLOSED_BY_CALLS,
 }
-_TOOLS: dict[str, type[AnswerReader]] = {
-    "none": PlainReader,
-    "deepseek_v3": DeepSeekV3Reader,
-    "deepseek_v31": DeepSeekV31Reader,
-    "deepseek_v32": DsmlReader,
-    "kimi_k2": KimiReader,
-    "glm45": GlmReader,
-    "glm47": GlmReader,
+_TOOLS: dict[str, tuple[type[AnswerReader], CallGrammar | None]] = {
+    "none": (PlainReader, None),
+    "deepseek_v3": (DeepSeekV3Reader, DeepSeekV3Grammar()),
+    "deepseek_v31": (DeepSeekV31Reader, DeepSeekV31Grammar()),
+    "deepseek_v32": (DsmlReader, DsmlGrammar()),
+    "kimi_k2": (KimiReader, KimiGrammar()),
+    "glm45": (GlmReader, GlmGrammar("\n")),
+    "glm47": (GlmReader, GlmGrammar("")),
 }
 REASONING_PARSERS, TOOL_PARSERS = tuple(_REASONING), tuple(_TOOLS)
 

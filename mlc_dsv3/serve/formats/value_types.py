@@ -13,7 +13,23 @@ def value_types(schema: Mapping[str, Any], parameter: str) -> frozenset[str]:
     """The types that `schema`, an object's, allows for one of its parameters; all where it does not say."""
     properties = schema.get("properties")
     own = properties.get(parameter) if isinstance(properties, Mapping) else None
-    return _types(own, schema, _MOST_REFERENCES)
+    return types_of(own, schema)
+
+
+def types_of(schema: object, root: Mapping[str, Any]) -> frozenset[str]:
+    """The types that `schema` allows, all where it does not say; references lead into `root`."""
+    return _types(schema, root, _MOST_REFERENCES)
+
+
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that `schema` refers to, if it does, with its own fields over that one's."""
+    for _ in range(_MOST_REFERENCES):
+        if "$ref" not in schema:
+            break
+        referred = _referred(schema["$ref"], root)
+        own = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**referred, **own} if isinstance(referred, Mapping) else own
+    return schema
 
 
 def json_type(value: object) -> str:

@@ -111,6 +111,17 @@ def test_dsml_calls_behind_reasoning_and_content() -> None:
     ]
 
 
+def test_json_may_hold_the_marker_behind_it() -> None:
+    text = glm("typed", ("list", ' ["</arg_value>", "\\""]'), ("text", "a"))
+    assert read_every_way(GLM, text, tools=[TYPED], opening="</think>") == call(
+        0, "typed", '{"list": ["</arg_value>", "\\""], "text": "a"}', text
+    )
+    text = glm("typed", ("list", "[1"), ("text", "a"))
+    assert read_every_way(GLM, text, tools=[TYPED], opening="</think>") == call(
+        0, "typed", '{"list": "[1", "text": "a"}', text
+    )
+
+
 def test_dsml_says_itself_what_is_a_string() -> None:
     text = dsml("typed", ("count", "1", "true"), ("text", "1", "false"), ("any", "[1", "false"))
     events = read_every_way(DSML, BEGIN + text, tools=[TYPED], opening="</think>")
