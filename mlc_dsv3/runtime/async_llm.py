@@ -13,6 +13,7 @@ from mlc_dsv3.runtime.completion import Completion, Update, joined
 from mlc_dsv3.runtime.llm import LLM, Prompt
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.sequence import Sequence as Request
 
 
 class AsyncLLM:
@@ -39,12 +40,17 @@ class AsyncLLM:
 
     async def run(self, tokens: Any, params: SamplingParams | None = None) -> AsyncIterator[Update]:
         """`stream` of token ids."""
+        request = await asyncio.to_thread(self.llm.prepare, tokens, params)
+        async with aclosing(self.follow(request)) as updates:
+            async for update in updates:
+                yield update
+
+    async def follow(self, request: Request) -> AsyncIterator[Update]:
+        """`stream` of a request that `LLM.prepare` made."""
         if self._mailbox is None or not self._mailbox.is_of_this_loop():
             self._mailbox = _Mailbox()
         inbox: asyncio.Queue[Update] = asyncio.Queue()
-        request = partial(self.llm.submitted, tokens, params, partial(self._mailbox.put, inbox))
-        compiles = params is not None and params.grammar is not None
-        with await asyncio.to_thread(request) if compiles else request():
+        with self.llm.running(request, partial(self._mailbox.put, inbox)):
             while True:
                 update = await inbox.get()
                 if update.error is not None:

@@ -169,10 +169,6 @@ class LLM:
         """How many requests run at once; more wait."""
         return self._open_engine().max_batch
 
-    def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
-        """UserError for a prompt and parameters that the model cannot take."""
-        self._open_engine().check(token_ids, params)
-
     @property
     def occupancy(self) -> Occupancy:
         """How many requests run and wait, and how full the cache is."""
@@ -211,10 +207,7 @@ class LLM:
 
         The prompt is checked at once and submitted at the first read. Raises the request's error where it fails.
         """
-        tokens = self.prompt_tokens(prompt, **options)
-        params = self.default_params if params is None else params
-        self._open_engine().check(tokens, params)
-        return self._stream(tokens, params)
+        return self._stream(self.prepare(self.prompt_tokens(prompt, **options), params))
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Logits after each token of a prompt: float32 (len(token_ids), vocab_size)."""
@@ -282,36 +275,35 @@ class LLM:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling parameters; give one or as many")
+        requests = [self.prepare(tokens, own) for tokens, own in zip(prompts, each, strict=True)]
         inboxes: list[Inbox] = [SimpleQueue() for _ in prompts]
         with ExitStack() as stack:
-            requests = zip(prompts, each, inboxes, strict=True)
-            for request in [self._request(tokens, own, inbox.put) for tokens, own, inbox in requests]:
-                stack.enter_context(request)
+            for request, inbox in zip(requests, inboxes, strict=True):
+                stack.enter_context(self.running(request, inbox.put))
             return _answered([joined(list(_updates(inbox))) for inbox in inboxes])
 
-    def _stream(self, tokens: Sequence[int], params: SamplingParams) -> Iterator[Update]:
+    def _stream(self, request: Request) -> Iterator[Update]:
         inbox: Inbox = SimpleQueue()
-        with self.submitted(tokens, params, inbox.put):
+        with self.running(request, inbox.put):
             for update in _updates(inbox):
                 if update.error is not None:
                     raise update.error
                 yield update
 
-    def submitted(
-        self, tokens: Sequence[int], params: SamplingParams | None, outbox: Outbox
-    ) -> AbstractContextManager[None]:
-        """Run a request while the `with` block lasts; a request that is unfinished at its end is cancelled.
+    def prepare(self, token_ids: Sequence[int], params: SamplingParams | None = None) -> Request:
+        """A request to run with `running`. UserError for what the model cannot take.
 
-        `outbox` gets its updates, on the engine's thread. UserError for what the model cannot take.
+        Takes a while for a long prompt or a new grammar: not for an event loop.
         """
-        return self._request(tokens, self.default_params if params is None else params, outbox)
-
-    def _request(self, tokens: Sequence[int], params: SamplingParams, outbox: Outbox) -> AbstractContextManager[None]:
         refuse_after_fork()
-        return self._running(self._open_engine().prepare(tokens, params), outbox)
+        return self._open_engine().prepare(token_ids, self.default_params if params is None else params)
 
     @contextmanager
-    def _running(self, request: Request, outbox: Outbox) -> Iterator[None]:
+    def running(self, request: Request, outbox: Outbox) -> Iterator[None]:
+        """Run a request that `prepare` made while the `with` block lasts; one that is unfinished then is cancelled.
+
+        `outbox` gets its updates, on the engine's thread.
+        """
         try:
             self._loop.submit(request, outbox)
             yield

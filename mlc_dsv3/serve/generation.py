@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeGuard
 
 from mlc_dsv3.runtime.completion import TokenLogprob, Update
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.sequence import Sequence as Request
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import Event, Reader, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 from mlc_dsv3.serve.metrics import Metrics
@@ -98,9 +99,9 @@ class Usage:
 class Generation:
     """One request's answers. `pieces` runs it; `close` must be called in any case, once nobody wants more."""
 
-    def __init__(self, service: Service, job: Job) -> None:
+    def __init__(self, service: Service, job: Job, requests: list[Request]) -> None:
         self.job, self.usage = job, Usage(prompt_tokens=sum(map(len, job.prompts)))
-        self._service = service
+        self._service, self._requests = service, requests
 
     @staticmethod
     async def prepare(service: Service, answers: int, make: Callable[[], Job]) -> Generation:
@@ -108,14 +109,12 @@ class Generation:
         started = time.monotonic()
         service.admit(answers)
         try:
-            job = await asyncio.to_thread(make)
-            for tokens in job.prompts:
-                service.llm.check(tokens, job.params)
+            job, requests = await asyncio.to_thread(_prepared, service, make)
         except BaseException:
             service.release(answers, time.monotonic() - started)
             raise
         service.expert_shares.note(job.prompts[-1])
-        return Generation(service, job)
+        return Generation(service, job, requests)
 
     def close(self) -> None:
         """Give the places in the queue back."""
@@ -138,7 +137,7 @@ class Generation:
     async def _updates(self) -> AsyncGenerator[tuple[int, Update], None]:
         """Updates of all answers, each with its answer's number."""
         if self.job.answers == 1:
-            async with aclosing(self._run(0)) as updates:
+            async with aclosing(self._service.engine.follow(self._requests[0])) as updates:
                 async for update in updates:
                     yield 0, update
             return
@@ -151,7 +150,7 @@ class Generation:
             if choice % self.job.choices > 0:
                 await prompt_is_read.wait()
             try:
-                async with aclosing(self._run(choice)) as updates:
+                async with aclosing(self._service.engine.follow(self._requests[choice])) as updates:
                     async for update in updates:
                         merged.put_nowait((choice, update))
                         prompt_is_read.set()
@@ -172,12 +171,17 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _run(self, choice: int) -> AsyncIterator[Update]:
-        prompt, number = divmod(choice, self.job.choices)
-        params = self.job.params
-        if number > 0 and params.seed is not None:
-            params = replace(params, seed=(params.seed + number) % 2**64)
-        return self._service.engine.run(self.job.prompts[prompt], params)
+
+def _prepared(service: Service, make: Callable[[], Job]) -> tuple[Job, list[Request]]:
+    """A job and the requests that it comes to."""
+    job = make()
+    each = [_numbered(job.params, number) for number in range(job.choices)]
+    return job, [service.llm.prepare(tokens, params) for tokens in job.prompts for params in each]
+
+
+def _numbered(params: SamplingParams, number: int) -> SamplingParams:
+    """For one of several answers: a seed gives each answer another text, and always the same."""
+    return params if params.seed is None else replace(params, seed=(params.seed + number) % 2**64)
 
 
 class _Answer:

@@ -187,7 +187,7 @@ def test_a_lost_device_is_said_to_all(demo_server, demo_service, monkeypatch):
 
 def test_a_bug_of_ours_is_an_error_object_and_the_server_lives(demo_server, demo_service, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(demo_service.llm, "check", lambda *_: 1 / 0)
+        patch.setattr(demo_service.llm, "prepare", lambda *_: 1 / 0)
         answer = _post(demo_server, {"messages": QUESTION})
         assert answer.status_code == 500
         assert answer.json()["error"]["type"] == "server_error"
