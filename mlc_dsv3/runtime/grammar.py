@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mlc_dsv3.errors import UserError
 
+Reasoning = Literal["none", "begun", "own"]
 Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
 _MOST_CHARACTERS = 1 << 20
 _MOST_NESTED = 100  # levels of a schema; llguidance's JSON parser stops at 128, and wraps the schema in a few
@@ -21,11 +22,18 @@ _MOST_NESTED = 100  # levels of a schema; llguidance's JSON parser stops at 128,
 class Grammar:
     """What a whole answer must match. Made by the functions below, which raise UserError for what is no such text.
 
+    reasoning: what stands before: nothing; reasoning that the prompt has begun, up to </think>; or perhaps reasoning
+    between tags of its own.
     The first compilation of a grammar finds what else is wrong with it: see `Engine.prepare`.
     """
 
     kind: Kind
     text: str
+    reasoning: Reasoning = "none"
+
+    def behind_reasoning(self, *, begun: bool) -> Grammar:
+        """The same for an answer whose reasoning is free. `begun`: the prompt ends with <think>."""
+        return replace(self, reasoning="begun" if begun else "own")
 
     @staticmethod
     def json_object() -> Grammar:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.runtime.grammar import Grammar
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 # Where JSON allows white space: a model that likes it must not go on with it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
 _MOST_TRIED = 256
+# Lazy: the first </think> ends the reasoning.
+_REASONING = {
+    "begun": r"""
+start: thought space @answer
+thought[lazy]: /(.|\n)*<\/think>/
+space: /\s*/
+""",
+    "own": r"""
+start: (space thought)? space @answer
+thought[lazy]: /<think>(.|\n)*<\/think>/
+space: /\s*/
+""",
+}
 
 
 class GrammarCompiler:
@@ -108,13 +122,23 @@ class _Adapter:
 
 
 def _in_llguidances_terms(grammar: Grammar) -> str:
+    answer = _answer_in_llguidances_terms(grammar)
+    if grammar.reasoning == "none":
+        return json.dumps({"grammars": [answer]})
+    return json.dumps({"grammars": [{"lark_grammar": _REASONING[grammar.reasoning]}, {**answer, "name": "answer"}]})
+
+
+def _answer_in_llguidances_terms(grammar: Grammar) -> dict[str, Any]:
     from llguidance import LLMatcher
 
-    if grammar.kind == "JSON schema":
-        return LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON_OPTIONS)
+    if grammar.kind == "Lark grammar":
+        return {"lark_grammar": grammar.text}
     if grammar.kind == "regular expression":
-        return LLMatcher.grammar_from_regex(grammar.text)
-    return LLMatcher.grammar_from_lark(grammar.text)
+        text = LLMatcher.grammar_from_regex(grammar.text)
+    else:
+        text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON_OPTIONS)
+    (answer,) = json.loads(text)["grammars"]
+    return answer
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
-from mlc_dsv3.serve.formats import Tool, ToolChoice, openai_tools
+from mlc_dsv3.serve.formats import OutputFormat, Tool, ToolChoice, openai_tools
 from mlc_dsv3.serve.generation import Job
 from mlc_dsv3.serve.service import Service
 
@@ -84,11 +84,18 @@ def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choic
     output_format = service.output_format
     return Job(
         [tokens],
-        params,
+        _behind_reasoning(params, output_format, opening),
         choices,
         lambda: output_format.reader(opening=opening, tools=tools),
         most_calls=None if prompt.parallel else 1,
     )
+
+
+def _behind_reasoning(params: SamplingParams, output_format: OutputFormat, opening: str) -> SamplingParams:
+    """Parameters whose grammar is the answer's alone, and leaves the reasoning before it free."""
+    if params.grammar is None or output_format.reasoning_parser == "none":
+        return params
+    return replace(params, grammar=params.grammar.behind_reasoning(begun="<think>" in opening))
 
 
 def openai_tool_choice(choice: str | Mapping[str, Any] | None) -> Literal["auto", "none"] | ToolChoice:

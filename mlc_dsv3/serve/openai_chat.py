@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from mlc_dsv3.serve.answer_form import AnswerForm
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job, openai_tool_choice
 from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.generation import Generation, Piece
@@ -24,7 +25,7 @@ from mlc_dsv3.serve.token_names import chat_logprobs
 router = APIRouter()
 
 
-class ChatRequest(Bookkeeping, Sampling):
+class ChatRequest(Bookkeeping, Sampling, AnswerForm):
     """The body of a chat request."""
 
     model: str | None = None
@@ -59,6 +60,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: Current
         service.defaults,
         max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
         logprobs=body.alternatives(),
+        grammar=body.grammar(),
     )
     prompt = ChatPrompt(
         body.messages,

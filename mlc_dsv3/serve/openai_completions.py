@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from mlc_dsv3.runtime.sampling import MAX_LOGPROBS
+from mlc_dsv3.serve.answer_form import AnswerForm
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import Content, Event
 from mlc_dsv3.serve.generation import Generation, Job
@@ -30,7 +31,7 @@ _MOST_PROMPTS = 1024
 Prompt = str | list[int]
 
 
-class CompletionRequest(Bookkeeping, Sampling):
+class CompletionRequest(Bookkeeping, Sampling, AnswerForm):
     """The body of a request for completions."""
 
     model: str | None = None
@@ -58,7 +59,7 @@ async def completions(body: CompletionRequest, request: Request, service: Curren
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens is 0, which only echo has a use for", param="max_tokens")
     most = body.max_tokens if body.max_tokens is not None else service.defaults.max_tokens or _DEFAULT_MAX_TOKENS
-    params = body.params(service.defaults, max_tokens=most or 1, logprobs=body.logprobs)
+    params = body.params(service.defaults, max_tokens=most or 1, logprobs=body.logprobs, grammar=body.grammar())
     prompts, choices = body.prompts(), body.n or 1
 
     def job() -> Job:

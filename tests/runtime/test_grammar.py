@@ -260,6 +260,35 @@ def test_a_matcher_says_the_same_however_it_came_there() -> None:
                 break
 
 
+@pytest.mark.parametrize(
+    "answer", [Grammar.regex("[0-9]+x"), Grammar.json_schema(PERSON), Grammar.lark('start: "12x"')]
+)
+def test_reasoning_before_an_answer_is_free(answer: Grammar) -> None:
+    right = '{"name": "a", "age": 1, "friend": null}' if answer.kind == "JSON schema" else "12x"
+    begun, own = answer.behind_reasoning(begun=True), answer.behind_reasoning(begun=False)
+    for grammar, text, whole in (
+        (begun, f"I say {right[:3]}</think>\n\n{right}", True),
+        (begun, f"</think>{right}", True),
+        (begun, f"a</think>b</think>{right}", False),
+        (begun, right, False),
+        (own, f"\n<think>yes</think>{right}", True),
+        (own, right, True),
+        (own, f"yes</think>{right}", False),
+    ):
+        assert allows_all(grammar, text) == whole, text
+
+
+def allows_all(grammar: Grammar, text: str) -> bool:
+    """Whether a text is a whole answer. (Of what is forced, only the tokens that encode it are allowed.)"""
+    matcher = COMPILER.matcher(grammar)
+    for token in WordTokenizer().encode(text):
+        if not allowed_tokens(matcher.masks()[0], MODEL_SIZE)[token]:
+            return False
+        if matcher.accept(token):
+            return True
+    return bool(allowed_tokens(matcher.masks()[0], MODEL_SIZE)[EOS])
+
+
 def fresh(grammar: Grammar, tokens: list[int]) -> GrammarMatcher:
     matcher = COMPILER.matcher(grammar)
     for token in tokens:
