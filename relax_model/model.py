@@ -5,6 +5,7 @@
     draft            (with MTP) next tokens and hidden states → logits of the tokens after next, and hidden states
     follow           (with MTP) the same inputs; only the layer's latents, for rows whose predictions nobody wants
     sample           (on GPUs) logits → tokens
+    sample_masked    (on GPUs) the same, of the tokens that bit masks allow
 
 The latent caches come in as one tuple of tensors and are appended to in place; everything else is returned.
 """
@@ -24,7 +25,7 @@ from relax_model.graph import Activation, BuildOptions, Graph, KernelCall, Obser
 from relax_model.kernels import registry
 from relax_model.layout import cache_width
 from relax_model.moe import mlp, moe
-from relax_model.sampling import CHUNK, WORDS
+from relax_model.sampling import CHUNK, WORDS, mask_words
 from relax_model.step import Step
 
 
@@ -48,7 +49,8 @@ def build_module(
         _export_draft(builder, config, options, watching("draft"))
         _export_follow(builder, config, options, watching("follow"))
     if "sample" in exported:
-        _export_sample(builder, config, options, watching("sample"))
+        _export_sample(builder, config, options, watching("sample"), has_mask=False)
+        _export_sample(builder, config, options, watching("sample_masked"), has_mask=True)
     return builder.finalize()
 
 
@@ -60,6 +62,7 @@ def exported_functions(config: ModelConfig, options: BuildOptions) -> tuple[str,
         "draft": config.num_nextn_predict_layers > 0,
         "follow": config.num_nextn_predict_layers > 0,
         "sample": registry.offers("sample", options.family),
+        "sample_masked": registry.offers("sample", options.family),
     }
     return tuple(name for name, there in wanted.items() if there)
 
@@ -165,18 +168,22 @@ def _export_follow(builder: BlockBuilder, config: ModelConfig, options: BuildOpt
         builder.emit_func_output(result)
 
 
-def _export_sample(builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None) -> None:
-    """logits float32 (wanted, vocab_size), words int32 (sampled, WORDS) → tokens int32 (sampled,); what the words say
-    stands in `relax_model.sampling`."""
+def _export_sample(
+    builder: BlockBuilder, config: ModelConfig, options: BuildOptions, observe: Observer | None, *, has_mask: bool
+) -> None:
+    """logits float32 (wanted, vocab_size), words int32 (sampled, WORDS), and with `has_mask` a mask for each → tokens
+    int32 (sampled,); what words and masks say stands in `relax_model.sampling`."""
     wanted, sampled = tirx.Var("wanted", "int64"), tirx.Var("sampled", "int64")
     logits = relax.Var("logits", tensor((wanted, config.vocab_size)))
     words = relax.Var("words", tensor((sampled, WORDS), "int32"))
-    with builder.function("sample", [logits, words], attrs={"tir_var_upper_bound": {"sampled": options.max_rows}}):
+    masks = relax.Var("masks", tensor((sampled, mask_words(config.vocab_size)), "int32"))
+    name, inputs = ("sample_masked", [logits, words, masks]) if has_mask else ("sample", [logits, words])
+    with builder.function(name, inputs, attrs={"tir_var_upper_bound": {"sampled": options.max_rows}}):
         with builder.dataflow():
             graph = Graph(builder, config, options, None, observe)
             chunks = -(-config.vocab_size // CHUNK)
             types = [tensor((sampled,), "int32"), tensor((sampled, chunks), "int64")]
-            tokens = graph.call("sample", (config.vocab_size,), [logits, words], types)[0]
+            tokens = graph.call("sample", (config.vocab_size, has_mask), inputs, types)[0]
             result = builder.emit_output(tokens)
         builder.emit_func_output(result)
 

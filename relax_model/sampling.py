@@ -6,6 +6,8 @@ LEAST        bits of a float32: the least logarithm, at most 0, of a token's wei
 TOP_K        0: all
 TOP_P        share of the weight in units of 2^-31; 0: all
 NUMBER       the random number in [0, 1), in units of 2^-31
+
+`sample_masked` takes beside them which tokens may be chosen: token i is bit i mod MASK_BITS of word i div MASK_BITS.
 """
 
 from __future__ import annotations
@@ -17,12 +19,18 @@ import numpy as np
 WORDS = 6
 ROW, TEMPERATURE, LEAST, TOP_K, TOP_P, NUMBER = range(WORDS)
 FRACTION_BITS = 31
+MASK_BITS = 32
 CHUNK = 4096  # tokens of a row of which a block finds the likeliest
 # Below e^-104 a float32 weight is zero: such tokens are never drawn, and change no sum.
 _LEAST = -110.0
 # Between these, logits over temperature stay in float32's range; below, all but the likeliest weigh nothing, and above
 # none weighs less.
 _TEMPERATURES = (float(np.finfo(np.float32).tiny), 1e30)
+
+
+def mask_words(vocabulary: int) -> int:
+    """Words of a mask."""
+    return -(-vocabulary // MASK_BITS)
 
 
 def sampling_words(

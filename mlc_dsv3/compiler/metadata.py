@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relax_model.graph import BuildOptions
 
 # Raised whenever an older runtime could not drive a newer library, or the other way round.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 # The operators of absorbed attention, on the CPU and on GPUs.
 _ABSORBED = ("absorbed_attention", "absorbed_values")
 

@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlc_dsv3.errors import UserError, said
+from relax_model.sampling import MASK_BITS, mask_words
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-MASK_BITS = 32
 
 
 class GrammarMatcher:
     """Belongs to a request. What it allows depends on the tokens of the answer alone, not on how they were drafted.
 
-    A mask is int32 (⌈vocab_size / 32⌉,): token i is bit i mod 32 of word i div 32.
+    A mask is int32 (mask_words(vocab_size),), as `relax_model.sampling` explains it.
     """
 
     def __init__(self, matcher: LLMatcher, mask_size: int, vocab_size: int, avoided: Collection[int] = ()) -> None:
         """`mask_size` is the number of tokens of llguidance's masks. Of the `avoided` tokens one is allowed only where
         nothing else is."""
         self._matcher = matcher
-        self._size = -(-mask_size // MASK_BITS)
+        self._size = mask_words(mask_size)
         self._kept = _bits(range(vocab_size), vocab_size)
         self._not_avoided = ~_bits(avoided, vocab_size)
         # What is known of the places ahead: masks[i] comes behind the first i tokens of the path.
@@ -112,6 +111,6 @@ def allowed_tokens(mask: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def _bits(tokens: Collection[int], vocab_size: int) -> np.ndarray:
     """The mask that has these tokens."""
-    there = np.zeros(-(-vocab_size // MASK_BITS) * MASK_BITS, np.uint8)
+    there = np.zeros(mask_words(vocab_size) * MASK_BITS, np.uint8)
     there[list(tokens)] = 1
     return np.packbits(there, bitorder="little").view(np.int32)

@@ -146,19 +146,24 @@ class CompiledModel:
         return "the latent cache and the weights are in float32, so check the checkpoint's weights"
 
     def _sample(self, output: StepOutput, draws: Sequence[Draw]) -> list[int | NotFiniteError]:
-        there = [
-            draw
-            for draw in draws
-            if "sample" in self.metadata.functions and not draw.params.needs_logits and draw.mask is None
-        ]
+        there = [draw for draw in draws if "sample" in self.metadata.functions and not draw.params.needs_logits]
         tokens: dict[int, int | NotFiniteError] = {}
         if there:
-            words = np.stack([draw.words() for draw in there]).astype(np.int32, copy=False)
-            ids = self._memory.read(self.library.calls("sample", [output.logits_tensor, words]))
-            tokens = {draw.row: draw.from_device(int(token)) for draw, token in zip(there, ids, strict=True)}
+            # Both are started before either is waited for.
+            started = [self._start_sampling(output, own) for own in _by_mask(there)]
+            for own, ids in started:
+                read = self._memory.read(ids)
+                tokens |= {draw.row: draw.from_device(int(token)) for draw, token in zip(own, read, strict=True)}
         else:
             self._memory.wait()
         return [tokens[draw.row] if draw.row in tokens else draw.from_logits(output.logits) for draw in draws]
+
+    def _start_sampling(self, output: StepOutput, draws: Sequence[Draw]) -> tuple[Sequence[Draw], Any]:
+        """Draws that all have a mask, or none, with the ids that the device is to choose for them."""
+        inputs = [output.logits_tensor, np.stack([draw.words() for draw in draws]).astype(np.int32, copy=False)]
+        if draws[0].mask is None:
+            return draws, self.library.calls("sample", inputs)
+        return draws, self.library.calls("sample_masked", [*inputs, np.stack([draw.mask for draw in draws])])
 
     def _layer_inputs(self, batch: DraftBatch) -> list[Any]:
         hidden = batch.hidden
@@ -180,6 +185,12 @@ class CompiledModel:
         padded = np.zeros((sequences, 1 << (longest - 1).bit_length()), np.int32)
         padded[:, :longest] = page_table
         return padded
+
+
+def _by_mask(draws: Sequence[Draw]) -> list[list[Draw]]:
+    """Those without a mask, and those with one; neither list is empty."""
+    parts = [draw for draw in draws if draw.mask is None], [draw for draw in draws if draw.mask is not None]
+    return [part for part in parts if part]
 
 
 def set_threads(threads: int | None) -> int:

@@ -63,7 +63,7 @@ class Draw:
     history: TokenHistory | None  # may be None where `params.penalises` is false
     seed: int
     position: int
-    mask: np.ndarray | None = None  # int32 (⌈vocab_size / 32⌉,): a bit for each token that may be chosen; None: all
+    mask: np.ndarray | None = None  # int32 (mask_words(vocab_size),): tokens that may be chosen; None: all
 
     def from_logits(self, logits: np.ndarray) -> int | NotFiniteError:
         """The token, by the host, from a step's logits (wanted, vocab_size), or why there is none."""

@@ -12,7 +12,7 @@ from on_device import needs_gpu
 from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.sampler import Draw, uniform
 from mlc_dsv3.runtime.sampling import SamplingParams
-from relax_model.sampling import CHUNK
+from relax_model.sampling import CHUNK, MASK_BITS, mask_words
 
 pytestmark = needs_gpu
 SEED = 5
@@ -34,16 +34,28 @@ OPTIONS = {
 }
 
 
-def draws(params: list[SamplingParams]) -> list[Draw]:
+def draws(params: list[SamplingParams], masks: list[np.ndarray] | None = None) -> list[Draw]:
     """One a row of logits, each with a random number of its own."""
-    return [Draw(row, each, None, SEED, row) for row, each in enumerate(params)]
+    each_mask = masks or [None] * len(params)
+    return [
+        Draw(row, each, None, SEED, row, mask) for row, (each, mask) in enumerate(zip(params, each_mask, strict=True))
+    ]
+
+
+def mask_of(allowed: np.ndarray) -> np.ndarray:
+    """The mask of a row of booleans."""
+    padded = np.zeros(mask_words(len(allowed)) * MASK_BITS, bool)
+    padded[: len(allowed)] = allowed
+    return np.packbits(padded, bitorder="little").view(np.int32)
 
 
 def on_device(logits: np.ndarray, wanted: list[Draw]) -> list[int]:
     vocabulary, rows = logits.shape[1], len(wanted)
-    words = np.stack([draw.words() for draw in wanted])
+    inputs, has_mask = [logits, np.stack([draw.words() for draw in wanted])], wanted[0].mask is not None
+    if has_mask:
+        inputs.append(np.stack([draw.mask for draw in wanted]))
     out = [((rows,), "int32"), ((rows, -(-vocabulary // CHUNK)), "int64")]
-    return run_gpu("sample", (vocabulary,), [logits, words], *out)[0].tolist()
+    return run_gpu("sample", (vocabulary, has_mask), inputs, *out)[0].tolist()
 
 
 def assert_is_the_oracles(token: int, logits: np.ndarray, draw: Draw) -> None:
@@ -151,3 +163,37 @@ def test_logits_that_are_not_finite_give_no_token(options: dict) -> None:
     assert found[:4] == [-1] * 4 and min(found[4:]) >= 0
     error = Draw(0, SamplingParams(**options), None, 0, 7).from_device(found[0])
     assert isinstance(error, NotFiniteError) and "logits at position 6 are not finite" in str(error)
+
+
+@pytest.mark.parametrize("vocabulary", quick_first([127, 1, 31, 33, 1000]))
+def test_of_the_tokens_that_a_mask_allows_each_parameter_chooses_as_the_host_does(vocabulary: int) -> None:
+    generator = np.random.default_rng(vocabulary)
+    params = [SamplingParams(**options) for options in OPTIONS.values() for _ in range(4)]
+    logits = generator.normal(0, 3, (len(params), vocabulary)).astype(np.float32)
+    allowed = generator.random((len(params), vocabulary)) < np.repeat([0.02, 0.3, 0.9, 1.0], len(params) // 4)[:, None]
+    allowed[np.arange(len(params)), generator.integers(0, vocabulary, len(params))] = True
+    wanted = draws(params, [mask_of(row) for row in allowed])
+    found = on_device(logits, wanted)
+    assert allowed[np.arange(len(params)), found].all()
+    for token, row, allowed_here, draw in zip(found, logits, allowed, wanted, strict=True):
+        assert_is_the_oracles(token, np.where(allowed_here, row, -np.inf), draw)
+        assert token == draw.from_logits(logits)
+
+
+def test_a_mask_of_one_token_leaves_it_however_unlikely() -> None:
+    vocabulary = 129_280
+    params = [SamplingParams(**options) for options in OPTIONS.values()]
+    logits = np.random.default_rng(2).normal(0, 3, (len(params), vocabulary)).astype(np.float32)
+    only = np.linspace(0, vocabulary - 1, len(params)).astype(np.int64)
+    logits[np.arange(len(params)), only] = -1e30
+    assert (
+        on_device(logits, draws(params, [mask_of(np.arange(vocabulary) == token) for token in only])) == only.tolist()
+    )
+
+
+def test_a_mask_hides_no_logits_that_are_not_finite() -> None:
+    logits = np.zeros((4, 40), np.float32)
+    logits[0, 7], logits[1, 7], logits[2, 7], logits[3, 3] = np.nan, np.inf, -np.inf, -np.inf
+    allowed = mask_of(np.arange(40) == 3)
+    for params in (SamplingParams(temperature=0), SamplingParams()):
+        assert on_device(logits, draws([params] * 4, [allowed] * 4)) == [-1, -1, 3, -1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from on_device import needs_vulkan
 from mlc_dsv3.errors import NotFiniteError
 from mlc_dsv3.runtime.batch import Batch
 from mlc_dsv3.runtime.engine import Engine
+from mlc_dsv3.runtime.grammar import Grammar
+from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
 from mlc_dsv3.runtime.model import CompiledModel
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.tokenizer import Tokenizer
 from mlc_dsv3.vulkan import native
 from mlc_dsv3.weights import Artifact
 
@@ -40,14 +44,23 @@ class HostSampled(CompiledModel):
 
 
 @pytest.fixture(scope="module")
+def grammars(compiled: Callable[..., Any]) -> GrammarCompiler:
+    pytest.importorskip("llguidance", reason="llguidance is missing: pip install llguidance")
+    made = compiled(NAME, device="vulkan")
+    return GrammarCompiler(Tokenizer.load(made.artifact), Artifact.open(made.artifact).model_config.vocab_size)
+
+
+@pytest.fixture(scope="module")
 def model(compiled: Callable[..., Any]) -> CompiledModel:
     made = compiled(NAME, device="vulkan")
     return CompiledModel.load(Artifact.open(made.artifact), made.library)
 
 
-def texts(model: CompiledModel, wanted: Sequence[SamplingParams]) -> list[tuple[list[int], list | None]]:
+def texts(
+    model: CompiledModel, wanted: Sequence[SamplingParams], grammars: GrammarCompiler | None = None
+) -> list[tuple[list[int], list | None]]:
     """Ids and logprobs of requests that run together, each on a prompt of another length."""
-    engine = Engine(model, num_pages=512, max_batch=8, context_window=256)
+    engine = Engine(model, num_pages=512, max_batch=8, context_window=256, grammars=grammars)
     prompt = checkpoints.prompt(NAME).tolist()
     requests = [engine.submit(prompt[: 5 + 3 * number], params) for number, params in enumerate(wanted)]
     tokens: dict[int, list] = {request: [] for request in requests}
@@ -80,9 +93,19 @@ def test_a_request_does_not_notice_a_neighbour_that_wants_the_logits(model: Comp
     assert together[:3] == texts(model, MIXED[:3])
 
 
-def moved(model: CompiledModel, params: Sequence[SamplingParams]) -> tuple[int, int]:
+def test_grammars_beside_requests_without_one(model: CompiledModel, grammars: GrammarCompiler) -> None:
+    held = [replace(params, grammar=Grammar.regex("([a-f]|[0-9]{3})*")) for params in MIXED]
+    wanted = [*MIXED[1:3], *held]
+    found = texts(model, wanted, grammars)
+    assert found == texts(host_sampled(model), wanted, grammars)
+    assert found[:2] == texts(model, wanted[:2])
+
+
+def moved(
+    model: CompiledModel, params: Sequence[SamplingParams], grammars: GrammarCompiler | None = None
+) -> tuple[int, int]:
     """Bytes that one decoding step brings to the host, and its submissions."""
-    engine = Engine(model, num_pages=512, max_batch=8, context_window=256)
+    engine = Engine(model, num_pages=512, max_batch=8, context_window=256, grammars=grammars)
     for each in params:
         engine.submit(checkpoints.prompt(NAME)[:9].tolist(), each)
     engine.step()
@@ -101,6 +124,13 @@ def test_only_ids_come_back(model: CompiledModel) -> None:
     told = SamplingParams(max_tokens=9, logprobs=1)
     assert moved(model, [told])[0] == row
     assert moved(model, [drawn, told])[0] == 4 + 2 * row
+
+
+def test_of_a_grammar_only_ids_come_back(model: CompiledModel, grammars: GrammarCompiler) -> None:
+    drawn = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=9)
+    held = replace(drawn, grammar=Grammar.regex("[a-z]*"))
+    assert moved(model, [held], grammars) == (4, 2)
+    assert moved(model, [held, drawn, held], grammars)[0] == 12
 
 
 def test_an_output_comes_to_the_host_when_it_is_read(model: CompiledModel) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from relax_model.kernels.cpu_tiles import without
 from relax_model.kernels.gpu_tiles import GpuTile
 from relax_model.kernels.registry import kernel
 from relax_model.kernels.sampling.gpu_search import (
@@ -24,10 +25,11 @@ from relax_model.kernels.sampling.gpu_search import (
     cut,
     draw,
     key,
+    masked,
     no_number,
     rank,
 )
-from relax_model.sampling import CHUNK, LEAST, NUMBER, ROW, TEMPERATURE, TOP_K, TOP_P, WORDS
+from relax_model.sampling import CHUNK, LEAST, MASK_BITS, NUMBER, ROW, TEMPERATURE, TOP_K, TOP_P, WORDS, mask_words
 
 _LOWEST = -(2**63)
 
@@ -43,9 +45,10 @@ def _largest(shared, t):
 
 
 @kernel("sample", "gpu")
-def sample(vocabulary: int, *, tile: GpuTile) -> PrimFunc:
-    """logits float32 (wanted, vocabulary) and words int32 (sampled, WORDS), which `relax_model.sampling` explains, →
-    ids int32 (sampled,), and the rank of each chunk's likeliest token, int64 (sampled, chunks).
+def sample(vocabulary: int, has_mask: bool = False, *, tile: GpuTile) -> PrimFunc:
+    """logits float32 (wanted, vocabulary), words int32 (sampled, WORDS) and with `has_mask` masks int32 (sampled,
+    mask_words(vocabulary)), which `relax_model.sampling` explains, → ids int32 (sampled,), and the rank of each chunk's
+    likeliest token, int64 (sampled, chunks).
 
     An id is −1 where the logits are not finite: one is a NaN or +inf, or all are −inf.
 
@@ -56,11 +59,12 @@ def sample(vocabulary: int, *, tile: GpuTile) -> PrimFunc:
     assert id_bits <= MOST_ID_BITS, vocabulary
 
     @T.prim_func(private=True, s_tir=True)
-    def sample_gpu(logits: T.handle, words: T.handle, ids: T.handle, likeliest: T.handle):
+    def sample_gpu(logits: T.handle, words: T.handle, masks: T.handle, ids: T.handle, likeliest: T.handle):
         T.func_attr({"tirx.noalias": True})
         m, n = T.int64(), T.int64()
         Logits = T.match_buffer(logits, (m, vocabulary), "float32")
         Words = T.match_buffer(words, (n, WORDS), "int32")
+        Masks = T.match_buffer(masks, (n, mask_words(vocabulary)), "int32")
         Ids = T.match_buffer(ids, (n,), "int32")
         Likeliest = T.match_buffer(likeliest, (n, chunks), "int64")
         with T.sblock("root"):
@@ -78,6 +82,8 @@ def sample(vocabulary: int, *, tile: GpuTile) -> PrimFunc:
                             # Past the end the last token comes again, which changes nothing.
                             token[0] = T.min(c * CHUNK + e * THREADS + t, vocabulary - 1)
                             logit[0] = Logits[Words[i, ROW], token[0]]
+                            if has_mask:
+                                logit[0] = masked(logit[0], token[0], Masks[i, token[0] // MASK_BITS])
                             best[0] = T.max(
                                 best[0],
                                 rank(token[0], T.Select(no_number(logit[0]), INFINITE + 1, key(logit[0])), id_bits),
@@ -120,6 +126,7 @@ def sample(vocabulary: int, *, tile: GpuTile) -> PrimFunc:
                                 id_bits,
                                 Logits,
                                 Words[i, ROW],
+                                (lambda token: Masks[i, token // MASK_BITS]) if has_mask else None,
                                 peak,
                                 temperature,
                                 top,
@@ -145,4 +152,4 @@ def sample(vocabulary: int, *, tile: GpuTile) -> PrimFunc:
                     if t == 0:
                         Ids[i] = token[0]
 
-    return sample_gpu
+    return sample_gpu if has_mask else without(sample_gpu, "Masks")

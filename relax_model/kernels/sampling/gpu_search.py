@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from relax_model.sampling import FRACTION_BITS
+from relax_model.sampling import FRACTION_BITS, MASK_BITS
 
 THREADS = 256
 MOST_ID_BITS = 18
@@ -46,6 +46,13 @@ def no_number(logit: Any) -> Any:
     return T.bitwise_and(T.reinterpret("int32", logit), T.int32(_MAGNITUDE)) > INFINITE
 
 
+def masked(logit: Any, token: Any, word: Any) -> Any:
+    """The logit, or −∞ where the mask's word does not have the token. What is not finite stays: it is an error."""
+    forbidden = T.bitwise_and(T.shift_right(word, token % MASK_BITS), 1) == 0
+    finite = T.bitwise_and(T.reinterpret("int32", logit), T.int32(_MAGNITUDE)) < INFINITE
+    return T.Select(T.And(forbidden, finite), T.float32("-inf"), logit)
+
+
 def rank(token: Any, key: Any, id_bits: int) -> Any:
     """int64, the larger the earlier the token comes."""
     return T.shift_left(T.Cast("int64", key), T.int64(id_bits)) + T.Cast("int64", (1 << id_bits) - 1 - token)
@@ -59,12 +66,17 @@ class Row:
     id_bits: int
     logits: Any  # float32 (rows, vocabulary)
     index: Any
+    mask: Any  # int32: the word of the mask that has a token, as a function of it; None: all tokens are allowed
     peak: Any  # float32: the largest logit
     temperature: Any  # float32
     top: Any  # int64: the likeliest token's rank if its id were 0
     limit: Any  # int64: the last place that the filters keep
     held: Any  # int32 (HELD,): ids
     number: Any  # int32: of those held; 0: none is, and the whole row is read
+
+    def logit(self, token: Any) -> Any:
+        logit = self.logits[self.index, token]
+        return masked(logit, token, self.mask(token)) if self.mask else logit
 
     def place(self, token: Any, logit: Any) -> Any:
         return self.top[0] - rank(token, key(logit), self.id_bits)
@@ -180,7 +192,7 @@ def _fetch(t, e, row, token, tokens, values):
     for j in T.unroll(_EACH, annotations=_UNROLL):
         tokens[j] = token((e * _EACH + j) * THREADS + t)
     for j in T.unroll(_EACH, annotations=_UNROLL):
-        values[j] = row.logits[row.index, tokens[j]]
+        values[j] = row.logit(tokens[j])
 
 
 @T.inline
