@@ -31,9 +31,9 @@ class Conversation:
         """The conversation as the next prompt begins."""
         return self._messages_without(0)
 
-    def add(self, question: Message, answer: str) -> None:
+    def add(self, question: Message, answer: Message) -> None:
         """Remember a turn."""
-        self._turns.append((question, {"role": "assistant", "content": answer}))
+        self._turns.append((question, answer))
 
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""

@@ -58,7 +58,7 @@ def answer_lines(
             return stream_reply(model, text, params, _nowhere, options=options).as_json()
         question: Message = {"role": "user", "content": text}
         reply, dropped = conversation.ask(model, question, params, _nowhere, options=options or {}, drops=drops)
-        conversation.add(question, reply.text)
+        conversation.add(question, reply.message)
         return {**reply.as_json(), **({"dropped_turns": dropped} if drops else {})}
 
     messages = unanswered = 0

@@ -7,8 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Unpack
 
+from mlc_dsv3.runtime.control_tokens import END_OF_THINK
 from mlc_dsv3.runtime.messages import ChatOptions, Message
+from mlc_dsv3.serve.formats import Content, Event, OutputFormat, Reader, Reasoning
 
+_READING = OutputFormat("deepseek_r1", "none")  # all formats mark reasoning alike, and nobody here answers calls
 Prompt = str | list[Message]
 
 
@@ -107,14 +110,23 @@ class Usage:
 class Reply:
     """A finished or stopped answer; `finish_reason` is "cancelled" where Ctrl-C ended it.
 
-    `text` begins with what the chat template said for the model (`<think>`), which `token_ids` do not have.
+    `text` begins with what the chat template said for the model (`<think>`), which `token_ids` do not have. `content`
+    and `reasoning` are its parts without tags.
     """
 
     text: str
+    content: str
+    reasoning: str
     token_ids: tuple[int, ...]
     finish_reason: str | None
     prompt_tokens: int
     usage: Usage
+
+    @property
+    def message(self) -> Message:
+        """What the next prompt has of it."""
+        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": "assistant", "content": self.content, **reasoning}
 
     def as_json(self) -> dict[str, Any]:
         """The fields of the command line's JSON."""
@@ -152,7 +164,7 @@ def stream_reply(
     """
     before = Usage.of(model.stats)
     options = options or {}
-    pieces: list[str] = []
+    shown = _Shown(emit)
     token_ids: list[int] = []
     finish_reason: str | None = None
     prompt_tokens = 0
@@ -161,18 +173,47 @@ def stream_reply(
         with closing(model.stream(prompt, params, **options)) as updates:
             opening = model.answer_opening(prompt, **options)
             for update in updates:
-                if opening:
-                    pieces.append(opening)
-                    emit(opening)
-                    opening = ""
+                if not token_ids:
+                    shown.begin(opening)
                 prompt_tokens = update.prompt_tokens
-                pieces.append(update.text)
                 token_ids += update.token_ids
                 finish_reason = update.finish_reason
-                if update.text:
-                    emit(update.text)
+                shown.add(update.text)
     except KeyboardInterrupt:
         if not stoppable:
             raise
         finish_reason = "cancelled"
-    return Reply("".join(pieces), tuple(token_ids), finish_reason, prompt_tokens, Usage.of(model.stats) - before)
+    usage = Usage.of(model.stats) - before
+    return Reply(*shown.parts(), tuple(token_ids), finish_reason, prompt_tokens, usage)
+
+
+class _Shown:
+    """The text of an answer so far, with its tags as it is shown, and read for what they mean."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit = emit
+        self._pieces: list[str] = []
+        self._events: list[Event] = []
+        self._reader: Reader = _READING.reader(opening="", tools=())
+
+    def begin(self, opening: str) -> None:
+        """What the template said comes first, where it leaves the thought open."""
+        self._reader = _READING.reader(opening=opening, tools=())
+        if END_OF_THINK not in opening:
+            self._show(opening)
+
+    def add(self, text: str) -> None:
+        self._show(text)
+        self._events += self._reader.feed(text)
+
+    def parts(self) -> tuple[str, str, str]:
+        """All of the text, its content and its reasoning."""
+        events = [*self._events, *self._reader.finish()]
+        content = "".join(event.text for event in events if isinstance(event, Content))
+        reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+        return "".join(self._pieces), content, reasoning
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            self._emit(text)

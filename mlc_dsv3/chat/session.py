@@ -149,7 +149,7 @@ class Session:
         if self._raw:
             self._read_last = question["content"] + reply.text
         elif reply.text:
-            self._conversation.add(question, reply.text)
+            self._conversation.add(question, reply.message)
             self._read_last = self._conversation.messages
 
     def _way_on(self) -> str:

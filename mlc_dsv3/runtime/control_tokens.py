@@ -17,6 +17,16 @@ OWN = "\ufdd1"  # before a control token that the template has written
 _FOREIGN = {ord(mark): "\ufffd" for mark in (BREAK, OWN)}
 
 THINK, END_OF_THINK = "<think>", "</think>"
+# What answers are written with: text shows these even where a tokenizer's file calls them special.
+SHOWN = frozenset(
+    {
+        *(THINK, END_OF_THINK, "｜DSML｜"),
+        *(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")),
+        *(f"<|tool_calls_section_{name}|>" for name in ("begin", "end")),
+        *(f"<|tool_call_{name}|>" for name in ("begin", "argument_begin", "end")),
+        *(f"<{slash}{name}>" for slash in ("", "/") for name in ("tool_call", "arg_key", "arg_value")),
+    }
+)
 # Added tokens with one of these look like markup. Others, such as runs of spaces or a fine-tune's words, are text.
 _BRACKETS = re.compile(r"[<>\[\]{}|｜◁▷]")
 _TAG = re.compile(r"</?[a-z][a-z_]*>")

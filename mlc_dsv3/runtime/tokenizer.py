@@ -18,6 +18,7 @@ from mlc_dsv3.runtime.template import ChatTemplate
 from mlc_dsv3.runtime.tokenizer_config import TokenizerConfig
 from mlc_dsv3.runtime.vocabulary import TiktokenVocabulary, TokenizersVocabulary, Vocabulary
 
+_OPENING = re.compile(rf"({THINK}\s*)?({END_OF_THINK}\s*)?\Z")
 _THINKING = ("thinking", "enable_thinking")  # DeepSeek-V3.1's; GLM's and Youtu's
 
 
@@ -112,14 +113,11 @@ class Tokenizer:
         return self._rendered(conversation, add_generation_prompt, **options).replace(BREAK, "")
 
     def answer_opening(self, conversation: Conversation, **options: Unpack[ChatOptions]) -> str:
-        """What the template has already said for the model at the prompt's end: `<think>` and spaces, or nothing.
+        """What the template has already said for the model of its thoughts at the prompt's end, with the spaces there.
 
-        Nothing also where answers do not show where the thought ends, since `</think>` is a special token.
+        `<think>` where the model goes on with them, `</think>` behind it or alone where it is not to think, or nothing.
         """
-        opening = re.search(rf"{THINK}\s*\Z", self._rendered(conversation, **options))
-        end = self._vocabulary.token_id(END_OF_THINK)
-        shown = end is None or self.token_bytes(end) != b""
-        return opening[0] if opening and shown else ""
+        return _OPENING.search(self._rendered(conversation, **options))[0]
 
     @property
     def thinking_variables(self) -> tuple[str, ...]:

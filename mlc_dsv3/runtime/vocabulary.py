@@ -19,7 +19,7 @@ import tokenizers
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.json_files import parse_json, read_json_bytes
 from mlc_dsv3.regular_files import regular_size
-from mlc_dsv3.runtime.control_tokens import OWN, ControlTokens
+from mlc_dsv3.runtime.control_tokens import OWN, SHOWN, ControlTokens
 from mlc_dsv3.runtime.tokenizer_config import AddedToken
 from relax_model.fields import named, shown
 
@@ -73,7 +73,8 @@ class TokenizersVocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
-        self.hidden_tokens = {token: entry.content for token, entry in added.items() if entry.special}
+        hidden = {token: entry.content for token, entry in added.items() if entry.special}
+        self.hidden_tokens = {token: name for token, name in hidden.items() if name not in SHOWN}
         # Words that count only between spaces are not what templates write.
         self.control_tokens = ControlTokens(
             {entry.content: entry.special for entry in added.values() if not entry.single_word}
@@ -190,7 +191,11 @@ class TiktokenVocabulary:
         self._ids = {name: token for token, name in names.items()}
         self._pieces = {rank: piece for piece, rank in ranks.items()}
         self._pieces |= {token: b"" for token in names}
-        self._pieces |= {token: entry.content.encode() for token, entry in added.items() if not entry.special}
+        self._pieces |= {
+            token: entry.content.encode()
+            for token, entry in added.items()
+            if not entry.special or entry.content in SHOWN
+        }
         self.hidden_tokens = {token: name for token, name in names.items() if not self._pieces[token]}
         self.size = max(self._pieces) + 1
         self.control_tokens = ControlTokens(

@@ -199,7 +199,7 @@ def test_turns_are_dropped_where_there_is_no_room_for_an_answer(window: int, dro
     if window > 500:
         model.prompt_tokens = lambda messages, **_: [0] * (446 + 10 * len(messages))
     for name in "ab":
-        conversation.add({"role": "user", "content": name}, name)
+        conversation.add({"role": "user", "content": name}, {"role": "assistant", "content": name})
     question = {"role": "user", "content": "c"}
     reply, forgotten = conversation.ask(model, question, None, lambda text: None, options={}, drops=True)
     assert (forgotten > 0) == dropped
@@ -233,7 +233,7 @@ def test_the_oldest_turns_are_dropped_by_themselves_where_that_is_asked_for() ->
 def test_no_turn_is_dropped_for_a_message_that_is_too_long_by_itself() -> None:
     conversation, model = Conversation(None), small(100)
     for name in "abc":
-        conversation.add({"role": "user", "content": name}, name)
+        conversation.add({"role": "user", "content": name}, {"role": "assistant", "content": name})
     model.prompt_tokens = lambda messages, **_: [0] * (200 if messages[-1]["content"] == "long" else 10 * len(messages))
     assert conversation.make_room(model, {}, {"role": "user", "content": "long"}) == 0
     assert len(conversation) == 3
@@ -303,7 +303,7 @@ def test_thinking_is_switched_where_the_template_knows_it() -> None:
 def test_what_the_template_says_for_the_model_is_shown_and_remembered() -> None:
     model, out, _ = hold("one\ntwo\n", model=ScriptedModel(opening="<think>\n"))
     assert out == "<think>\nYou said: one\n<think>\nYou said: two\n"
-    assert model.prompts[1][1] == {"role": "assistant", "content": "<think>\nYou said: one"}
+    assert model.prompts[1][1] == {"role": "assistant", "content": "", "reasoning_content": "You said: one"}
     once, as_json = io.StringIO(), io.StringIO()
     question = [{"role": "user", "content": "hello"}]
     answer_once(model, question, None, once)
@@ -311,6 +311,14 @@ def test_what_the_template_says_for_the_model_is_shown_and_remembered() -> None:
     assert once.getvalue() == "<think>\nYou said: hello\n"
     answer = json.loads(as_json.getvalue())
     assert (answer["text"], answer["token_ids"]) == ("<think>\nYou said: hello", [100, 101, 102])
+
+
+def test_a_switched_off_thought_is_not_shown_and_a_closed_one_not_part_of_the_content() -> None:
+    model, out, _ = hold("one\ntwo\n", model=ScriptedModel(opening="</think>"))
+    assert out == "You said: one\nYou said: two\n"
+    model, out, _ = hold("a</think>b\ntwo\n", model=ScriptedModel(opening="<think>"))
+    assert out.startswith("<think>You said: a</think>b\n")
+    assert model.prompts[1][1] == {"role": "assistant", "content": "b", "reasoning_content": "You said: a"}
 
 
 def test_a_refused_prompt_shows_no_opening() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from chat_checkpoints import TEMPLATES, byte_level_checkpoint, tiktoken_checkpoint, write_json
+from chat_checkpoints import BOS, EOS, TEMPLATES, byte_level_checkpoint, tiktoken_checkpoint, write_json
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.template import ChatTemplate
@@ -156,10 +156,10 @@ DEEPSEEK_V31 = """{% if not thinking is defined %}{% set thinking = false %}{% e
     ("template", "variables", "opening", "switched"),
     [
         (TEMPLATES["deepseek_v3"], (), "<think>\n", "<think>\n"),
-        (TEMPLATES["glm4"], ("enable_thinking",), "<think>", ""),
+        (TEMPLATES["glm4"], ("enable_thinking",), "<think>", "</think>"),
         (TEMPLATES["kimi"], (), "", ""),
-        (TEMPLATES["youtu"], ("enable_thinking",), "", ""),
-        (DEEPSEEK_V31, ("thinking",), "", "<think>"),
+        (TEMPLATES["youtu"], ("enable_thinking",), "", "<think>\n\n</think>\n\n"),
+        (DEEPSEEK_V31, ("thinking",), "</think>", "<think>"),
     ],
 )
 def test_what_a_template_says_of_thinking_is_known(
@@ -174,12 +174,15 @@ def test_what_a_template_says_of_thinking_is_known(
     assert tokenizer.answer_opening(messages, template_kwargs=options) == switched
 
 
-def test_a_thought_whose_end_is_a_special_token_has_no_opening_either(tmp_path: Path) -> None:
+def test_tags_that_a_tokenizers_file_calls_special_are_shown(tmp_path: Path) -> None:
     byte_level_checkpoint(tmp_path)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    library.add_special_tokens(["<think>", "</think>"])
+    library.add_special_tokens(["<think>", "</think>", "<tool_call>", "<other>"])
     library.save(str(tmp_path / "tokenizer.json"))
-    assert Tokenizer.load(tmp_path).answer_opening([{"role": "user", "content": "x"}]) == ""
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.answer_opening([{"role": "user", "content": "x"}]) == "<think>\n"
+    assert tokenizer.decode(tokenizer.encode("a</think><other><tool_call>")) == "a</think><tool_call>"
+    assert set(tokenizer.hidden_tokens.values()) == {BOS, EOS, "<other>"}
 
 
 def test_a_users_tag_at_the_prompts_end_is_no_opening(tmp_path: Path) -> None:
