@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.control_tokens import END_OF_THINK, THINK
+from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.formats import OutputFormat, Tool, ToolChoice, openai_tools
@@ -52,13 +54,7 @@ class ChatPrompt:
 
     def callable_tools(self) -> list[Tool]:
         """The tools that the answer may call. UserError for what is none."""
-        tools = openai_tools(self.tools or ())
-        named = self.tool_choice.name if isinstance(self.tool_choice, ToolChoice) else None
-        if named is not None and named not in [tool.name for tool in tools]:
-            raise UserError(f"tool_choice names {named[:100]!r}, which is not among the tools")
-        if isinstance(self.tool_choice, ToolChoice) and not tools:
-            raise UserError("tool_choice wants a call, and there are no tools")
-        return [] if self.tool_choice == "none" else tools
+        return [] if self.tool_choice == "none" else openai_tools(self.tools or ())
 
     def _messages(self) -> list[Message]:
         return [_with_known_role(message) for message in self.messages]
@@ -79,23 +75,34 @@ class ChatPrompt:
 
 
 def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choices: int) -> Job:
-    """The job of a conversation. Takes a while for a long one: not for the event loop."""
-    tools, tokens, opening = prompt.callable_tools(), prompt.tokens(service), prompt.opening(service)
-    output_format = service.output_format
+    """The job of a conversation; the grammar of `params` is for the answer alone. UserError for what is none.
+
+    Takes a while for a long one: not for the event loop.
+    """
+    tools = prompt.callable_tools()
+    if tools and params.grammar is not None:
+        raise UserError("an answer cannot both match something and be free to call tools; set tool_choice to none")
+    opening = prompt.opening(service)
     return Job(
-        [tokens],
-        _behind_reasoning(params, output_format, opening),
+        [prompt.tokens(service)],
+        replace(params, grammar=_grammar(prompt, tools, params.grammar, opening, service.output_format)),
         choices,
-        lambda: output_format.reader(opening=opening, tools=tools),
+        lambda: service.output_format.reader(opening=opening, tools=tools),
         most_calls=None if prompt.parallel else 1,
     )
 
 
-def _behind_reasoning(params: SamplingParams, output_format: OutputFormat, opening: str) -> SamplingParams:
-    """Parameters whose grammar is the answer's alone, and leaves the reasoning before it free."""
-    if params.grammar is None or output_format.reasoning_parser == "none":
-        return params
-    return replace(params, grammar=params.grammar.behind_reasoning(begun="<think>" in opening))
+def _grammar(
+    prompt: ChatPrompt, tools: Sequence[Tool], answer: Grammar | None, opening: str, output_format: OutputFormat
+) -> Grammar | None:
+    """What the whole output must match: calls, or the answer that `answer` describes; reasoning before them is free."""
+    if isinstance(prompt.tool_choice, ToolChoice):
+        return Grammar.lark(
+            output_format.tool_grammar(tools, prompt.tool_choice, parallel=prompt.parallel, opening=opening)
+        )
+    if answer is None or output_format.reasoning_parser == "none" or END_OF_THINK in opening:
+        return answer
+    return answer.behind_reasoning(begun=THINK in opening)
 
 
 def openai_tool_choice(choice: str | Mapping[str, Any] | None) -> Literal["auto", "none"] | ToolChoice:
