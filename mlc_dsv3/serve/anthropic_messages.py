@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
@@ -11,14 +10,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlc_dsv3.serve.answer import Piece
 from mlc_dsv3.serve.anthropic_request import CountRequest, MessagesRequest
 from mlc_dsv3.serve.chat_prompt import chat_job
 from mlc_dsv3.serve.errors import ApiError, error_body
 from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
-from mlc_dsv3.serve.generation import Generation, Piece, Usage
+from mlc_dsv3.serve.generation import Generation, Usage
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, event, whole_unless_left
+from mlc_dsv3.serve.tool_history import as_object
 
 router = APIRouter()
 _PATH = "/v1/messages"
@@ -132,7 +133,7 @@ class _Blocks:
         block, text = self._blocks[-1], "".join(self._pieces)
         self._pieces = []
         if block["type"] == "tool_use":
-            block["input"] = _arguments(text)
+            block["input"] = as_object(text)
         else:
             block[block["type"]] = text
         yield _event("content_block_stop", index=len(self._blocks) - 1)
@@ -146,15 +147,6 @@ _DELTAS = {
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
 }
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """A call's arguments. What is not an object, as of an answer that broke off, comes under one name, as it is."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"unreadable_arguments": text}
 
 
 def _ended(piece: Piece) -> dict[str, Any]:

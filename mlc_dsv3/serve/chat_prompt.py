@@ -39,25 +39,26 @@ class ChatPrompt:
     def tokens(self, service: Service) -> Sequence[int]:
         """What the model reads. UserError for what is no conversation."""
         return service.llm.tokenizer.chat_prompt(
-            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+            self._messages(service), add_generation_prompt=self.add_generation_prompt, **self._options(service)
         )
 
     def text(self, service: Service) -> str:
         """The same as text."""
         return service.llm.tokenizer.chat_text(
-            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+            self._messages(service), add_generation_prompt=self.add_generation_prompt, **self._options(service)
         )
 
     def opening(self, service: Service) -> str:
         """What the template has said already for the model at the answer's beginning."""
-        return service.llm.tokenizer.answer_opening(self._messages(), **self._options(service))
+        return service.llm.tokenizer.answer_opening(self._messages(service), **self._options(service))
 
     def callable_tools(self) -> list[Tool]:
         """The tools that the answer may call. UserError for what is none."""
         return [] if self.tool_choice == "none" else openai_tools(self.tools or ())
 
-    def _messages(self) -> list[Message]:
-        return [_with_known_role(message) for message in self.messages]
+    def _messages(self, service: Service) -> list[Message]:
+        read = service.tool_history.in_templates_form
+        return [read(_with_known_role(message), number) for number, message in enumerate(self.messages, 1)]
 
     def _options(self, service: Service) -> dict[str, Any]:
         """Options of the template, all of which it reads."""

@@ -10,17 +10,13 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeGuard
 
-from mlc_dsv3.runtime.completion import TokenLogprob, Update
+from mlc_dsv3.runtime.completion import Update
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.sequence import Sequence as Request
-from mlc_dsv3.serve.errors import ApiError
-from mlc_dsv3.serve.formats import Event, Reader, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
-from mlc_dsv3.serve.metrics import Metrics
+from mlc_dsv3.serve.answer import Answer, Piece
+from mlc_dsv3.serve.formats import Reader
 from mlc_dsv3.serve.service import Service
-
-FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -40,18 +36,6 @@ class Job:
     def answers(self) -> int:
         """How many there are."""
         return len(self.prompts) * self.choices
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a step added to one answer. The last piece of an answer has its `finish_reason`, and the stop
-    string that it ended with."""
-
-    choice: int
-    events: list[Event]
-    logprobs: list[TokenLogprob] | None
-    finish_reason: FinishReason | None
-    stop: str | None
 
 
 @dataclass
@@ -123,7 +107,10 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answers' pieces as they come; closing this cancels what still runs. Raises what a request fails with."""
         job = self.job
-        answers = [_Answer(choice, job) for choice in range(job.answers)]
+        history = self._service.tool_history
+        answers = [
+            Answer(choice, job.reader(), most_calls=job.most_calls, history=history) for choice in range(job.answers)
+        ]
         async with aclosing(self._updates()) as updates:
             async for choice, update in updates:
                 now = time.monotonic()
@@ -182,51 +169,3 @@ def _prepared(service: Service, make: Callable[[], Job]) -> tuple[Job, list[Requ
 def _numbered(params: SamplingParams, number: int) -> SamplingParams:
     """For one of several answers: a seed gives each answer another text, and always the same."""
     return params if params.seed is None else replace(params, seed=(params.seed + number) % 2**64)
-
-
-class _Answer:
-    """One answer on its way: its reader, and what it has had so far."""
-
-    def __init__(self, number: int, job: Job) -> None:
-        self._number, self._reader, self._most_calls = number, job.reader(), job.most_calls
-        self._calls_tools = False
-        self._latest: float | None = None  # time of the latest token
-        self.thinks = False  # the latest text is reasoning
-
-    def measure(self, update: Update, now: float, started: float, metrics: Metrics) -> None:
-        """Tell `metrics` of an update's tokens, which came `now`, and of the answer's end."""
-        if update.token_ids and self._latest is None:
-            metrics.first_token.observe(now - started)
-        elif update.token_ids:
-            # A step's tokens come together: each is as late as their share of the time since the step before.
-            share = (now - self._latest) / len(update.token_ids)
-            for _ in update.token_ids:
-                metrics.between_tokens.observe(share)
-        self._latest = now
-        if update.finish_reason is not None:
-            metrics.answers.labels(update.finish_reason).inc()
-            metrics.answer_seconds.observe(now - started)
-
-    def piece(self, update: Update) -> Piece:
-        events = self._reader.feed(update.text)
-        if update.finish_reason is not None:
-            events = [*events, *self._reader.finish()]
-        if self._most_calls is not None:
-            events = [event for event in events if not _is_call(event) or event.index < self._most_calls]
-        for event in events:
-            self.thinks = isinstance(event, Reasoning)
-            self._calls_tools = self._calls_tools or isinstance(event, ToolCallStart)
-        return Piece(self._number, events, update.logprobs, self._reason(update), update.stop)
-
-    def _reason(self, update: Update) -> FinishReason | None:
-        match update.finish_reason:
-            case "cancelled":
-                raise ApiError(503, "the server is shutting down")
-            case "stop" if self._calls_tools:
-                return "tool_calls"
-            case reason:
-                return reason
-
-
-def _is_call(event: Event) -> TypeGuard[ToolCallStart | ToolCallArguments | ToolCallEnd]:
-    return isinstance(event, (ToolCallStart, ToolCallArguments, ToolCallEnd))

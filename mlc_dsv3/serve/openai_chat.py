@@ -11,10 +11,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from mlc_dsv3.serve.answer import Piece
 from mlc_dsv3.serve.answer_form import AnswerForm
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job, openai_tool_choice
 from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
-from mlc_dsv3.serve.generation import Generation, Piece
+from mlc_dsv3.serve.generation import Generation
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
 from mlc_dsv3.serve.request import Bookkeeping, Sampling
