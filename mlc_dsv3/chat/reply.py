@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Unpack
 
 from mlc_dsv3.runtime.control_tokens import END_OF_THINK
 from mlc_dsv3.runtime.messages import ChatOptions, Message
+from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.formats import Content, Event, OutputFormat, Reader, Reasoning
 
 _READING = OutputFormat("deepseek_r1", "none")  # all formats mark reasoning alike, and nobody here answers calls
@@ -152,7 +153,7 @@ class Reply:
 def stream_reply(
     model: ChatModel,
     prompt: Prompt,
-    params: Any,
+    params: SamplingParams | None,
     emit: Callable[[str], None],
     *,
     options: ChatOptions | None = None,
@@ -164,6 +165,9 @@ def stream_reply(
     """
     before = Usage.of(model.stats)
     options = options or {}
+    opening = model.answer_opening(prompt, **options)
+    if opening and params is not None and params.grammar is not None:
+        params = replace(params, grammar=params.grammar.behind_reasoning(begun=True))
     shown = _Shown(emit)
     token_ids: list[int] = []
     finish_reason: str | None = None
@@ -171,7 +175,6 @@ def stream_reply(
     try:
         # Closing lets the engine free the request's pages now and not when the garbage collector comes by.
         with closing(model.stream(prompt, params, **options)) as updates:
-            opening = model.answer_opening(prompt, **options)
             for update in updates:
                 if not token_ids:
                     shown.begin(opening)

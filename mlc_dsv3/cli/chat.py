@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,12 @@ from mlc_dsv3.cli.arguments import (
     add_speculative,
     sampling_params,
 )
+from mlc_dsv3.cli.grammar_options import add_grammar, chosen_grammar
 from mlc_dsv3.errors import UserError, warn
 
 if TYPE_CHECKING:
     from mlc_dsv3.chat.reply import Prompt
+    from mlc_dsv3.runtime.grammar import Grammar
     from mlc_dsv3.runtime.llm import LLM
     from mlc_dsv3.runtime.messages import ChatOptions, Message
     from mlc_dsv3.runtime.tokenizer import Tokenizer
@@ -67,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_dtype(parser)
     add_speculative(parser)
     add_sampling(parser)
+    add_grammar(parser)
     add_no_mtp(parser)
     add_ignore_config_field(parser)
 
@@ -78,9 +82,10 @@ def run(parsed: argparse.Namespace) -> None:
     for option, given in (("--system", parsed.system), ("--template-kwargs", parsed.template_kwargs)):
         if parsed.raw and given:
             raise UserError(f"--raw uses no chat template; leave out {option}")
+    grammar = chosen_grammar(parsed)
     prompt = _prompt(parsed)
-    model = _load(parsed, prompt)
-    params = sampling_params(parsed, model.default_params)
+    model = _load(parsed, prompt, grammar)
+    params = replace(sampling_params(parsed, model.default_params), grammar=grammar)
     about = {"model": _model_name(parsed), "quantization": model.artifact.quantization, "device": model.device}
     options = _options(parsed)
     if prompt is not None:
@@ -153,11 +158,17 @@ def _options(parsed: argparse.Namespace) -> ChatOptions:
     return {"template_kwargs": parsed.template_kwargs or {}, "parse_control_tokens": parsed.parse_control_tokens}
 
 
-def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(
+    parsed: argparse.Namespace, prompt: Prompt | None, grammar: Grammar | None, tokenizer: Tokenizer
+) -> None:
     """UserError for what a conversation, or this prompt, would fail on: said before minutes of conversion.
 
     Warns where no token ends an answer.
     """
+    if grammar is not None:
+        from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
+
+        GrammarCompiler(tokenizer, tokenizer.vocab_size).matcher(grammar)
     if parsed.raw:
         return
     tokenizer.chat_template.refuse_unread(variables=parsed.template_kwargs)
@@ -169,7 +180,7 @@ def _check_tokenizer(parsed: argparse.Namespace, prompt: Prompt | None, tokenize
         )
 
 
-def _load(parsed: argparse.Namespace, prompt: Prompt | None) -> LLM:
+def _load(parsed: argparse.Namespace, prompt: Prompt | None, grammar: Grammar | None) -> LLM:
     from mlc_dsv3.runtime.llm import LLM
 
     return LLM(
@@ -182,7 +193,7 @@ def _load(parsed: argparse.Namespace, prompt: Prompt | None) -> LLM:
         ignore_config_fields=parsed.ignore_config_field,
         without_mtp=parsed.no_mtp,
         speculative=parsed.speculative,
-        check_tokenizer=partial(_check_tokenizer, parsed, prompt),
+        check_tokenizer=partial(_check_tokenizer, parsed, prompt, grammar),
     )
 
 

@@ -49,6 +49,10 @@ class FakeLLM:
             thinking_variables=("thinking",),
             eos_token_ids=self.eos_token_ids,
             folder=Path("folder"),
+            vocab_size=256,
+            hidden_tokens={},
+            token_bytes=lambda token: bytes([token]),
+            encode=lambda text: list(text.encode()),
         )
 
     def answer_opening(self, prompt: object, **options: object) -> str:
@@ -305,3 +309,65 @@ def test_a_chat_without_an_end_token_is_warned_of(
     said = capsys.readouterr().err
     assert said.startswith("mlc_dsv3: warning: no file in folder says which token ends an answer (eos_token_id in")
     assert said.count("\n") == 1
+
+
+ANNA_OR_BEN = '{"enum": ["Anna", "Ben"]}'
+
+
+@pytest.mark.parametrize("way", ["text", "file", "regex", "lark"])
+def test_chat_hands_on_what_answers_must_match(llm: type[FakeLLM], tmp_path: Path, way: str) -> None:
+    from mlc_dsv3.runtime.grammar import Grammar
+
+    lark = 'start: "Anna" | "Ben"'
+    (tmp_path / "schema.json").write_text(ANNA_OR_BEN)
+    (tmp_path / "names.lark").write_text(lark)
+    options, expected = {
+        "text": (["--json-schema", ANNA_OR_BEN], Grammar.json_schema(ANNA_OR_BEN)),
+        "file": (["--json-schema", str(tmp_path / "schema.json")], Grammar.json_schema(ANNA_OR_BEN)),
+        "regex": (["--regex", "Anna|Ben"], Grammar.regex("Anna|Ben")),
+        "lark": (["--grammar", str(tmp_path / "names.lark")], Grammar.lark(lark)),
+    }[way]
+    assert main(["chat", "--prompt", "x", *options]) == 0
+    assert llm.made["params"].grammar == expected
+
+
+def test_the_thought_that_a_template_opens_is_left_free(llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "answer_opening", lambda *_, **__: "<think>\n")
+    assert main(["chat", "--prompt", "x", "--regex", "a+"]) == 0
+    assert llm.made["params"].grammar.reasoning == "begun"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--json-schema", "{"], "the JSON schema is not valid JSON: "),
+        (["--json-schema", "nowhere.json"], "--json-schema is nowhere.json, and there is no such file"),
+        (["--json-schema", "[]"], "--json-schema is [], and there is no such file"),
+        (["--json-schema", '{"type": "strin"}'], "the JSON schema cannot be used: Invalid type: strin"),
+        (
+            ["--json-schema", '{"type": "string", "minLength": 2, "maxLength": 1}'],
+            "Unsatisfiable schema: minLength (2)",
+        ),
+        (["--regex", "("], 'the regular expression cannot be used: at 1(8): invalid regex "("'),
+        (["--regex", ""], "the argument after --regex is empty"),
+        (["--grammar", "nowhere"], "--grammar is nowhere, and there is no such file"),
+        (["--grammar", "FILE"], "the Lark grammar cannot be used: "),
+        (["--regex", "a", "--json-schema", "{}"], "--json-schema and --regex do not go together"),
+    ],
+)
+def test_what_no_answer_can_match_is_said_before_anything_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    complaint: Callable[..., str],
+    options: list[str],
+    words: str,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("made something")
+
+    for name in ("convert", "pack_artifact", "cached_library"):
+        monkeypatch.setattr(f"mlc_dsv3.runtime.prepare.{name}", never)
+    (tmp_path / "hello.lark").write_text("hello")
+    options = [str(tmp_path / "hello.lark") if option == "FILE" else option for option in options]
+    for more in ([], ["--raw", "--json"]):
+        assert words in complaint("chat", "--prompt", "x", *more, *options)
