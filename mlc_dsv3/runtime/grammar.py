@@ -14,6 +14,8 @@ from mlc_dsv3.errors import UserError
 
 Reasoning = Literal["none", "begun", "own"]
 Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
+# Where JSON allows white space: a model that likes it must not go on with it for ever.
+JSON_WHITE_SPACE = r"[ ]|\n[ \t]{0,40}"
 _MOST_CHARACTERS = 1 << 20
 _MOST_NESTED = 100  # levels of a schema; llguidance's JSON parser stops at 128, and wraps the schema in a few
 

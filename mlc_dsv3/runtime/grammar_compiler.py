@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError, said
-from mlc_dsv3.runtime.grammar import Grammar
+from mlc_dsv3.runtime.grammar import JSON_WHITE_SPACE, Grammar
 from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
 from mlc_dsv3.runtime.grammar_trial import compiles
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from mlc_dsv3.runtime.tokenizer import Tokenizer
 
-# Where JSON allows white space: a model that likes it must not go on with it for ever.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
 _MOST_TRIED = 256
 # Lazy: the first </think> ends the reasoning.
 _REASONING = {
@@ -136,7 +134,12 @@ def _answer_in_llguidances_terms(grammar: Grammar) -> dict[str, Any]:
     if grammar.kind == "regular expression":
         text = LLMatcher.grammar_from_regex(grammar.text)
     else:
-        text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON_OPTIONS)
+        schema = json.loads(grammar.text)
+        options = schema.get("x-guidance")
+        # A pattern would have precedence over what the schema itself says of white space.
+        stated = isinstance(options, dict) and "whitespace_flexible" in options
+        defaults = {} if stated else {"whitespace_pattern": JSON_WHITE_SPACE}
+        text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=defaults)
     (answer,) = json.loads(text)["grammars"]
     return answer
 

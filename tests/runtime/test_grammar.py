@@ -223,6 +223,18 @@ def test_hidden_tokens_are_named_and_what_the_model_has_beyond_its_tokenizer_nev
     assert all(max(tokens) < TOOL for tokens, *_ in others)
 
 
+def test_json_has_little_white_space_or_what_the_schema_says() -> None:
+    likes_spaces = {"temperature": 0, "logit_bias": {ord(" "): 100.0, ord("\n"): 50.0}, "max_tokens": 200}
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
+    compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    (_, spaced, _, _), (_, tight, _, _) = answers(
+        engine_with(None),
+        [SamplingParams(grammar=Grammar.json_schema(each), **likes_spaces) for each in (schema, compact)],
+    )
+    assert spaced == '{ "a" : 1 }'
+    assert tight == '{"a":1}'
+
+
 def test_a_model_without_an_end_of_text_token() -> None:
     class Endless(WordTokenizer):
         eos_token_ids = frozenset()

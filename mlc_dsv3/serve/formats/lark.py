@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Models like white space: where JSON allows any, this is what they may write of it.
-_WHITE_SPACE = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
+from mlc_dsv3.runtime.grammar import JSON_WHITE_SPACE
+
 _SLASHES = re.compile(r"(\\.)|/", re.DOTALL)
 
 
@@ -52,4 +52,4 @@ def regex(pattern: str) -> str:
 
 def json_value(schema: Mapping[str, Any]) -> str:
     """A JSON value that is valid by `schema`."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _WHITE_SPACE})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': JSON_WHITE_SPACE}})}"
