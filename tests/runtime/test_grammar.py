@@ -231,7 +231,7 @@ def test_json_has_little_white_space_or_what_the_schema_says() -> None:
         engine_with(None),
         [SamplingParams(grammar=Grammar.json_schema(each), **likes_spaces) for each in (schema, compact)],
     )
-    assert spaced == '{ "a" : 1 }'
+    assert spaced == '{ "a": 1 }'
     assert tight == '{"a":1}'
 
 
