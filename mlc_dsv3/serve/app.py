@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from mlc_dsv3 import __version__
 from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS
-from mlc_dsv3.serve import about, anthropic_messages, openai_chat, openai_completions, page, text
+from mlc_dsv3.serve import about, anthropic_messages, openai_chat, openai_completions, openai_responses, page, text
 from mlc_dsv3.serve.access import AccessRules, Guard
 from mlc_dsv3.serve.errors import ApiError, as_api_error, error_body
 from mlc_dsv3.serve.json_response import JsonResponse
@@ -26,7 +26,7 @@ def create_app(service: Service, rules: AccessRules, cors_origins: Sequence[str]
     # The framework's own pages of documentation load scripts from another host.
     app = FastAPI(title="mlc_dsv3", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    for part in (about, openai_chat, openai_completions, anthropic_messages, text, page):
+    for part in (about, openai_chat, openai_completions, openai_responses, anthropic_messages, text, page):
         app.include_router(part.router)
     for kind in (*_EXPECTED, Exception):
         app.add_exception_handler(kind, _answer_error)

@@ -103,6 +103,23 @@ def test_a_named_tool_is_the_one_that_is_called(gpt, claude):
     assert streamed.stop_reason == "tool_use"
 
 
+def test_a_response_calls_tools_and_goes_on_with_their_results(gpt):
+    tools = [{"type": "function", "name": tool["function"]["name"], "parameters": SCHEMA} for tool in TOOLS]
+    ask = {"model": "mlc_dsv3-demo", "input": "Weather?", "tools": tools, "tool_choice": "required"}
+    with gpt.responses.stream(**ask, parallel_tool_calls=False) as stream:
+        streamed = stream.get_final_response()
+    whole = gpt.responses.create(**ask, parallel_tool_calls=False)
+    (call,) = whole.output
+    assert (call.type, call.status) == ("function_call", "completed")
+    assert _is_valid(json.loads(call.arguments))
+    assert [(each.name, each.arguments) for each in streamed.output] == [(call.name, call.arguments)]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
+    later = gpt.responses.create(
+        model="mlc_dsv3-demo", input=[result], previous_response_id=whole.id, tools=tools, max_output_tokens=5
+    )
+    assert later.usage.input_tokens_details.cached_tokens > whole.usage.input_tokens / 2
+
+
 def test_the_next_turn_finds_its_prefix_though_the_client_writes_the_arguments_anew(gpt, tool_server):
     first = gpt.chat.completions.create(**ASK, tool_choice="required", parallel_tool_calls=False)
     (call,) = first.choices[0].message.tool_calls
