@@ -117,7 +117,7 @@ def test_a_response_calls_tools_and_goes_on_with_their_results(gpt):
     later = gpt.responses.create(
         model="mlc_dsv3-demo", input=[result], previous_response_id=whole.id, tools=tools, max_output_tokens=5
     )
-    assert later.usage.input_tokens_details.cached_tokens > whole.usage.input_tokens / 2
+    assert later.usage.input_tokens > whole.usage.input_tokens + whole.usage.output_tokens
 
 
 def test_the_next_turn_finds_its_prefix_though_the_client_writes_the_arguments_anew(gpt, tool_server):
