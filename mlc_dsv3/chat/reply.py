@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Unpack
 
-from mlc_dsv3.runtime.control_tokens import END_OF_THINK
+from mlc_dsv3.runtime.control_tokens import END_OF_THINK, THINK
 from mlc_dsv3.runtime.messages import ChatOptions, Message
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.formats import Content, Event, OutputFormat, Reader, Reasoning
@@ -166,7 +166,8 @@ def stream_reply(
     before = Usage.of(model.stats)
     options = options or {}
     opening = model.answer_opening(prompt, **options)
-    if opening and params is not None and params.grammar is not None:
+    thinks = THINK in opening and END_OF_THINK not in opening
+    if thinks and params is not None and params.grammar is not None:
         params = replace(params, grammar=params.grammar.behind_reasoning(begun=True))
     shown = _Shown(emit)
     token_ids: list[int] = []

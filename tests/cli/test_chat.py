@@ -331,10 +331,16 @@ def test_chat_hands_on_what_answers_must_match(llm: type[FakeLLM], tmp_path: Pat
     assert llm.made["params"].grammar == expected
 
 
-def test_the_thought_that_a_template_opens_is_left_free(llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "answer_opening", lambda *_, **__: "<think>\n")
+@pytest.mark.parametrize(
+    ("opening", "reasoning"),
+    [("<think>\n", "begun"), ("<think>\n\n</think>\n\n", "none"), ("</think>", "none"), ("", "none")],
+)
+def test_the_thought_that_a_template_opens_is_left_free(
+    llm: type[FakeLLM], monkeypatch: pytest.MonkeyPatch, opening: str, reasoning: str
+) -> None:
+    monkeypatch.setattr(llm, "answer_opening", lambda *_, **__: opening)
     assert main(["chat", "--prompt", "x", "--regex", "a+"]) == 0
-    assert llm.made["params"].grammar.reasoning == "begun"
+    assert llm.made["params"].grammar.reasoning == reasoning
 
 
 @pytest.mark.parametrize(

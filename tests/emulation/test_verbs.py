@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,11 @@ def test_tune_times_kernels_and_compile_takes_its_choice(run, tmp_path: Path) ->
     run("compile", config, *quantized, "-o", tmp_path / "lib.so")
     described, _ = run("inspect", tmp_path / "lib.so", "--json")
     assert described["tuned"] == [first["kernel"]]
+
+
+def test_chat_holds_its_answer_to_a_grammar(run) -> None:
+    """The pattern is long enough that CUDA records a graph of masked sampling."""
+    pattern = r"(Anna|Ben|Leo) has (a|the) (red|green|blue) (ball|key|lamp) and [0-9]{2} (apples|nuts)\."
+    options = ("--temperature", "1", "--seed", "3", "--speculative", "2", "--device", DEVICE, "--json")
+    answer, _ = run("chat", "--prompt", "What is 34 + 57?", "--regex", pattern, *options)
+    assert re.fullmatch(pattern, answer["text"])
