@@ -99,7 +99,12 @@ def run(parsed: argparse.Namespace) -> None:
     # Everything that can be wrong in the command line is said before minutes of conversion.
     sampling_params(parsed)
     keys = _keys(parsed)
-    server = _server_module()
+    _require_extra()
+    from mlc_dsv3.serve import server
+    from mlc_dsv3.serve.access import LOOPBACK_NAMES, AccessRules
+    from mlc_dsv3.serve.app import create_app
+    from mlc_dsv3.serve.service import Service
+
     listener = server.listen(parsed.host, parsed.port)
     is_public = not server.is_loopback(listener)
     if is_public and not keys and not parsed.insecure:
@@ -108,10 +113,6 @@ def run(parsed: argparse.Namespace) -> None:
             "everybody in with --insecure"
         )
     with listener, _load(parsed) as llm:
-        from mlc_dsv3.serve.access import LOOPBACK_NAMES, AccessRules
-        from mlc_dsv3.serve.app import create_app
-        from mlc_dsv3.serve.service import Service
-
         service = Service(
             llm,
             _names(parsed),
@@ -125,12 +126,13 @@ def run(parsed: argparse.Namespace) -> None:
         server.serve(create_app(service, rules, parsed.cors_origin), listener, llm.close)
 
 
-def _server_module() -> object:
+def _require_extra() -> None:
+    """UserError where what the server is made of is not installed."""
     try:
-        from mlc_dsv3.serve import server
+        import mlc_dsv3.serve.app
+        import mlc_dsv3.serve.server  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'mlc-dsv3[serve]'") from error
-    return server
 
 
 def _load(parsed: argparse.Namespace) -> LLM:

@@ -243,6 +243,7 @@ def _answers(origin: str) -> bool:
         (["--port", "99999"], "65535"),
         (["--api-key", "ä"], "ASCII"),
         (["--temperature", "-1"], "temperature"),
+        (["--tool-parser", "nothing"], "there is no tool parser"),
     ],
 )
 def test_command_lines_that_would_not_serve(arguments, words, capsys):
