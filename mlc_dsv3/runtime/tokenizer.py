@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.call_form import CallForm, call_form
 from mlc_dsv3.runtime.control_tokens import BREAK, END_OF_THINK, OWN, THINK
-from mlc_dsv3.runtime.messages import ChatOptions, Conversation, template_messages
+from mlc_dsv3.runtime.messages import ChatOptions, Conversation, Message, template_messages
+from mlc_dsv3.runtime.sampled_calls import Replay, SampledCalls
 from mlc_dsv3.runtime.template import ChatTemplate
 from mlc_dsv3.runtime.tokenizer_config import TokenizerConfig
 from mlc_dsv3.runtime.vocabulary import TiktokenVocabulary, TokenizersVocabulary, Vocabulary
@@ -136,17 +138,33 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         parse_control_tokens: bool = False,
+        sampled_calls: SampledCalls | None = None,
     ) -> str:
-        messages, variables = template_messages(conversation), dict(template_kwargs or {})
+        originals = template_messages(conversation, lambda: self._call_form)
+        messages, variables, control = originals, dict(template_kwargs or {}), self._vocabulary.control_tokens
         if not parse_control_tokens:
-            control = self._vocabulary.control_tokens
             messages = [control.break_in_message(message, self._spoken) for message in messages]
             tools, variables = control.break_in(tools), control.break_in(variables)
-        return self.chat_template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-            variables={**self._config.special_tokens, **variables},
+
+        def render(messages: Sequence[Message]) -> str:
+            return self.chat_template.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                variables={**self._config.special_tokens, **variables},
+            )
+
+        if sampled_calls is not None:
+            replay = Replay(sampled_calls, control)
+            marked = [replay.marked(*pair) for pair in zip(messages, originals, strict=True)]
+            if marked != messages and (restored := replay.restored(render(marked))) is not None:
+                return restored
+        return render(messages)
+
+    @functools.cached_property
+    def _call_form(self) -> CallForm:
+        return call_form(
+            lambda messages: self.chat_template.render(messages, variables=dict(self._config.special_tokens))
         )
 
     @functools.cached_property

@@ -9,7 +9,6 @@ from mlc_dsv3.runtime.completion import TokenLogprob, Update
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import Event, Reader, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 from mlc_dsv3.serve.metrics import Metrics
-from mlc_dsv3.serve.tool_history import ToolHistory
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -29,10 +28,9 @@ class Piece:
 class Answer:
     """One answer on its way: updates in, pieces out. Of its calls no more than `most_calls` are passed on."""
 
-    def __init__(self, number: int, reader: Reader, *, most_calls: int | None, history: ToolHistory) -> None:
+    def __init__(self, number: int, reader: Reader, *, most_calls: int | None) -> None:
         self._number, self._reader, self._most_calls = number, reader, most_calls
-        self._history = history
-        self._calls: dict[int, tuple[str, list[str]]] = {}  # ids, and the arguments so far
+        self._calls_tools = False
         self._latest: float | None = None  # time of the latest token
         self.thinks = False  # the latest text is reasoning
 
@@ -57,27 +55,16 @@ class Answer:
             events = [*events, *self._reader.finish()]
         if self._most_calls is not None:
             events = [event for event in events if not _is_call(event) or event.index < self._most_calls]
-        self._remember(events)
         for event in events:
             self.thinks = isinstance(event, Reasoning)
+            self._calls_tools = self._calls_tools or isinstance(event, ToolCallStart)
         return Piece(self._number, events, update.logprobs, self._reason(update), update.stop)
-
-    def _remember(self, events: list[Event]) -> None:
-        for event in events:
-            match event:
-                case ToolCallStart(index, identity):
-                    self._calls[index] = (identity, [])
-                case ToolCallArguments(index, text):
-                    self._calls[index][1].append(text)
-                case ToolCallEnd(index):
-                    identity, texts = self._calls[index]
-                    self._history.remember(identity, "".join(texts))
 
     def _reason(self, update: Update) -> FinishReason | None:
         match update.finish_reason:
             case "cancelled":
                 raise ApiError(503, "the server is shutting down")
-            case "stop" if self._calls:
+            case "stop" if self._calls_tools:
                 return "tool_calls"
             case reason:
                 return reason

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mlc_dsv3.runtime.messages import argument_object
 from mlc_dsv3.serve.answer import Piece
 from mlc_dsv3.serve.anthropic_request import CountRequest, MessagesRequest
 from mlc_dsv3.serve.chat_prompt import chat_job
@@ -19,7 +20,6 @@ from mlc_dsv3.serve.generation import Generation, Usage
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, event, whole_unless_left
-from mlc_dsv3.serve.tool_history import as_object
 
 router = APIRouter()
 _PATH = "/v1/messages"
@@ -133,7 +133,7 @@ class _Blocks:
         block, text = self._blocks[-1], "".join(self._pieces)
         self._pieces = []
         if block["type"] == "tool_use":
-            block["input"] = as_object(text)
+            block["input"] = argument_object(text)
         else:
             block[block["type"]] = text
         yield _event("content_block_stop", index=len(self._blocks) - 1)

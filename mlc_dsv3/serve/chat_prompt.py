@@ -39,33 +39,37 @@ class ChatPrompt:
     def tokens(self, service: Service) -> Sequence[int]:
         """What the model reads. UserError for what is no conversation."""
         return service.llm.tokenizer.chat_prompt(
-            self._messages(service), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
         )
 
     def text(self, service: Service) -> str:
         """The same as text."""
         return service.llm.tokenizer.chat_text(
-            self._messages(service), add_generation_prompt=self.add_generation_prompt, **self._options(service)
+            self._messages(), add_generation_prompt=self.add_generation_prompt, **self._options(service)
         )
 
     def opening(self, service: Service) -> str:
         """What the template has said already for the model at the answer's beginning."""
-        return service.llm.tokenizer.answer_opening(self._messages(service), **self._options(service))
+        return service.llm.tokenizer.answer_opening(self._messages(), **self._options(service))
 
     def callable_tools(self) -> list[Tool]:
         """The tools that the answer may call. UserError for what is none."""
         return [] if self.tool_choice == "none" else openai_tools(self.tools or ())
 
-    def _messages(self, service: Service) -> list[Message]:
-        read = service.tool_history.in_templates_form
-        return [read(_with_known_role(message), number) for number, message in enumerate(self.messages, 1)]
+    def _messages(self) -> list[Message]:
+        return [_with_known_role(message) for message in self.messages]
 
     def _options(self, service: Service) -> dict[str, Any]:
         """Options of the template, all of which it reads."""
         tools = None if self.tool_choice == "none" else self.tools
         variables = {**self._effort(service), **(self.variables or {})}
         service.llm.tokenizer.chat_template.refuse_unread(tools, variables)
-        return {"tools": tools, "template_kwargs": variables, "parse_control_tokens": self.parse_control_tokens}
+        return {
+            "tools": tools,
+            "template_kwargs": variables,
+            "parse_control_tokens": self.parse_control_tokens,
+            "sampled_calls": service.sampled_calls,
+        }
 
     def _effort(self, service: Service) -> dict[str, Any]:
         if self.reasoning_effort is None:
@@ -88,7 +92,7 @@ def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choic
         [prompt.tokens(service)],
         replace(params, grammar=_grammar(prompt, tools, params.grammar, opening, service.output_format)),
         choices,
-        lambda: service.output_format.reader(opening=opening, tools=tools),
+        lambda: service.sampled_calls.remembering(service.output_format.reader(opening=opening, tools=tools)),
         most_calls=None if prompt.parallel else 1,
     )
 

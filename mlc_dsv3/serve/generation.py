@@ -107,10 +107,7 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answers' pieces as they come; closing this cancels what still runs. Raises what a request fails with."""
         job = self.job
-        history = self._service.tool_history
-        answers = [
-            Answer(choice, job.reader(), most_calls=job.most_calls, history=history) for choice in range(job.answers)
-        ]
+        answers = [Answer(choice, job.reader(), most_calls=job.most_calls) for choice in range(job.answers)]
         async with aclosing(self._updates()) as updates:
             async for choice, update in updates:
                 now = time.monotonic()

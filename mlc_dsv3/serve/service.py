@@ -19,7 +19,6 @@ from mlc_dsv3.serve.expert_shares import ExpertShares
 from mlc_dsv3.serve.formats import OutputFormat
 from mlc_dsv3.serve.metrics import Metrics
 from mlc_dsv3.serve.response_store import ResponseStore
-from mlc_dsv3.serve.tool_history import ToolHistory
 
 _LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 
@@ -62,8 +61,8 @@ class Service:
         self.defaults, self.output_format = defaults, output_format
         self.model = ServedModel(tuple(names), int(time.time()), llm.context_window, _thinking_variables(llm))
         self.max_open = llm.max_batch + max_waiting
-        self.tool_history = ToolHistory(llm.tokenizer)
         self.responses = ResponseStore()
+        self.sampled_calls = output_format.call_store()
         self.expert_shares = ExpertShares(llm)
         self.metrics = Metrics(llm, self.expert_shares)
         self.open = 0

@@ -3,17 +3,20 @@
 from mlc_dsv3.serve.formats.events import (
     Content,
     Event,
+    Reader,
     Reasoning,
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
 )
-from mlc_dsv3.serve.formats.registry import REASONING_PARSERS, TOOL_PARSERS, OutputFormat, Reader, output_format
+from mlc_dsv3.serve.formats.registry import REASONING_PARSERS, TOOL_PARSERS, OutputFormat, output_format
+from mlc_dsv3.serve.formats.replay import CallStore
 from mlc_dsv3.serve.formats.tools import Tool, ToolChoice, openai_tools
 
 __all__ = [
     "REASONING_PARSERS",
     "TOOL_PARSERS",
+    "CallStore",
     "Content",
     "Event",
     "OutputFormat",

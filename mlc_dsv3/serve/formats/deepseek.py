@@ -30,7 +30,7 @@ _FENCE = "```"
 class DeepSeekReader(AnswerReader):
     """The markers of V3 and V3.1."""
 
-    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
+    section_begin, section_end, call_begin, call_end = _SECTION, _END_OF_SECTION, _CALL, _END
 
 
 class DeepSeekV3Reader(DeepSeekReader):

@@ -25,7 +25,7 @@ _ATTRIBUTE = re.compile(r'[^"<>\n]+')
 class DsmlReader(ParameterReader):
     """A name, and parameters that say whether they are strings."""
 
-    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
+    section_begin, section_end, call_begin, call_end = _SECTION, _END_OF_SECTION, _CALL, _END
 
     def _call(self) -> Generator[None, None, bool]:
         name = yield from self._attribute("name")

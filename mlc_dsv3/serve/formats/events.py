@@ -6,6 +6,7 @@ A reader may cut the texts of `Reasoning`, `Content` and `ToolCallArguments` any
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,15 @@ class ToolCallEnd:
 
 
 Event = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd
+
+
+class Reader(Protocol):
+    """Reads the text of one answer."""
+
+    def feed(self, text: str) -> list[Event]:
+        """The events that the next piece of text completes."""
+        ...
+
+    def finish(self) -> list[Event]:
+        """The events of what was held back, when the answer has ended."""
+        ...

@@ -20,7 +20,7 @@ _KEY, _END_OF_KEY, _VALUE, _END_OF_VALUE = "<arg_key>", "</arg_key>", "<arg_valu
 class GlmReader(ParameterReader):
     """A name, keys and values."""
 
-    call_begin = _CALL
+    call_begin, call_end = _CALL, _END
 
     def _call(self) -> Generator[None, None, bool]:
         yield from self._run_of(SPACE)

@@ -23,7 +23,7 @@ _ID = re.compile(r"(?:functions\.)?(?P<name>.+?)(?P<number>:\d+)?")
 class KimiReader(AnswerReader):
     """An id that names the function, and JSON."""
 
-    section_begin, section_end, call_begin = _SECTION, _END_OF_SECTION, _CALL
+    section_begin, section_end, call_begin, call_end = _SECTION, _END_OF_SECTION, _CALL, _END
 
     def __init__(self, opening: str, tools: Sequence[Tool], reasoning: ReasoningTags) -> None:
         super().__init__(opening, tools, reasoning)

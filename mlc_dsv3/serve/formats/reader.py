@@ -26,6 +26,7 @@ class AnswerReader(Machine):
     section_begin: str | None = None  # what stands before the calls
     section_end: str | None = None
     call_begin: str | None = None  # None: a format without calls
+    call_end = ""
 
     def __init__(self, opening: str, tools: Sequence[Tool], reasoning: ReasoningTags) -> None:
         self.tools = {tool.name: tool for tool in tools}

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from mlc_dsv3.errors import UserError
 from mlc_dsv3.runtime.template import ChatTemplate
 from mlc_dsv3.serve.formats.call_grammar import CallGrammar
 from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Grammar, DeepSeekV3Reader, DeepSeekV31Grammar, DeepSeekV31Reader
 from mlc_dsv3.serve.formats.dsml import DsmlGrammar, DsmlReader
-from mlc_dsv3.serve.formats.events import Event
+from mlc_dsv3.serve.formats.events import Reader
 from mlc_dsv3.serve.formats.glm import GlmGrammar, GlmReader
 from mlc_dsv3.serve.formats.kimi import KimiGrammar, KimiReader
 from mlc_dsv3.serve.formats.reader import AnswerReader, PlainReader
 from mlc_dsv3.serve.formats.reasoning import END_OF_THINK, ReasoningTags
+from mlc_dsv3.serve.formats.replay import CallStore
 from mlc_dsv3.serve.formats.tools import Tool, ToolChoice
-
-
-class Reader(Protocol):
-    """Reads the text of one answer."""
-
-    def feed(self, text: str) -> list[Event]:
-        """The events that the next piece of text completes."""
-        ...
-
-    def finish(self) -> list[Event]:
-        """The events of what was held back, when the answer has ended."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,11 @@ class OutputFormat:
         """
         reader, _ = _TOOLS[self.tool_parser]
         return reader(opening, tools, _REASONING[self.reasoning_parser])
+
+    def call_store(self) -> CallStore:
+        """An empty store for the text of calls in this format."""
+        reader, _ = _TOOLS[self.tool_parser]
+        return CallStore(reader.section_begin, reader.call_begin or "", reader.call_end)
 
     def tool_grammar(self, tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool, opening: str) -> str:
         """A Lark grammar, for llguidance, of answers that call tools as `choice` says, with valid arguments.
