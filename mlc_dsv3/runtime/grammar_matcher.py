@@ -25,8 +25,7 @@ class GrammarMatcher:
         nothing else is."""
         self._matcher = matcher
         self._size = mask_words(mask_size)
-        self._kept = _bits(slice(vocab_size), vocab_size)
-        self._not_avoided = ~_bits([*avoided], vocab_size)
+        self._not_avoided = ~_bits(avoided, vocab_size)
         # What is known of the places ahead: masks[i] comes behind the first i tokens of the path.
         self._path: list[int] = []
         self._masks: list[np.ndarray] = []
@@ -92,9 +91,7 @@ class GrammarMatcher:
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self._matcher.is_error():
             raise UserError(f"the grammar cannot go on: {said(ValueError(self._matcher.get_error()))}")
-        mask = mask[: self._kept.size] & self._kept
-        if not mask.any():
-            raise UserError("the grammar cannot go on: no token of the model fits")
+        mask = mask[: self._not_avoided.size]
         going_on = mask & self._not_avoided
         return going_on if going_on.any() else mask
 
@@ -109,8 +106,8 @@ def allowed_tokens(mask: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.unpackbits(mask.view(np.uint8), count=vocab_size, bitorder="little").view(bool)
 
 
-def _bits(tokens: list[int] | slice, vocab_size: int) -> np.ndarray:
+def _bits(tokens: Collection[int], vocab_size: int) -> np.ndarray:
     """The mask that has these tokens."""
     there = np.zeros(mask_words(vocab_size) * MASK_BITS, np.uint8)
-    there[tokens] = 1
+    there[list(tokens)] = 1
     return np.packbits(there, bitorder="little").view(np.int32)

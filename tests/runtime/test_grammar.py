@@ -171,6 +171,31 @@ def test_rows_for_what_is_forced_are_bounded() -> None:
     assert max(len(batch.tokens) for batch in model.steps[2:]) == 4
 
 
+def test_the_layer_drafts_what_the_grammar_allows() -> None:
+    engine = engine_with(1)
+    answers(engine, [SamplingParams(temperature=0, grammar=Grammar.regex("[ab]{40}"))])
+    assert engine.stats.accepted[0] > 0.5 * engine.stats.drafted[0] > 5
+
+
+@pytest.mark.parametrize("text", ["the name is Anna", "a <tool> that is spelled out"])
+def test_what_is_forced_is_that_text_whatever_the_tokenizer_makes_of_it(text: str) -> None:
+    class Prefixing(WordTokenizer):
+        """Puts a space in front, and finds hidden tokens in text."""
+
+        def encode(self, text: str) -> list[int]:
+            before, tool, behind = text.partition("<tool>")
+            parts = [*super().encode(" " + before), *([TOOL] if tool else []), *super().encode(behind)]
+            return parts
+
+    compiler = GrammarCompiler(Prefixing(), MODEL_SIZE)
+    engine = make_engine(
+        FakeModel(vocab_size=MODEL_SIZE), detokenizer=lambda: Detokenizer(Prefixing()), grammars=compiler
+    )
+    ((_, found, reason, _),) = answers(engine, [SamplingParams(grammar=Grammar.regex(re.escape(text)))])
+    assert (found, reason) == (text, "stop")
+    assert engine.stats.forced > 5
+
+
 def test_an_answer_ends_where_the_grammar_can_only_end() -> None:
     (tokens, text, reason, _), *_ = answers(engine_with(None), [SamplingParams(grammar=Grammar.regex("aaaa"))])
     assert (text, reason) == ("aaaa", "stop") and EOS not in tokens
