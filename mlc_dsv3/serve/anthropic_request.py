@@ -6,47 +6,41 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import ToolChoice
-from mlc_dsv3.serve.request import Strict, stated_params
+from mlc_dsv3.serve.request import Lenient, Strict, stated_params
 
 # Claude Code's first system block is for Anthropic's own servers and differs from request to request: no prefix of such
 # a prompt would ever be found in the cache.
 _FOR_ANTHROPIC = "x-anthropic-billing-header:"
 
 
-class Block(BaseModel):
-    """A part of a message. Fields beside those that are read, such as `cache_control`, do not change what is said."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class TextBlock(Block):
+class TextBlock(Lenient):
     """Text."""
 
     type: Literal["text"]
     text: str
 
 
-class ThinkingBlock(Block):
+class ThinkingBlock(Lenient):
     """What the model thought. The signature of another server says nothing here."""
 
     type: Literal["thinking"]
     thinking: str
 
 
-class RedactedThinkingBlock(Block):
+class RedactedThinkingBlock(Lenient):
     """What another server's model thought, encrypted: nobody here can read it."""
 
     type: Literal["redacted_thinking"]
 
 
-class ToolUseBlock(Block):
+class ToolUseBlock(Lenient):
     """A call of a tool."""
 
     type: Literal["tool_use"]
@@ -62,7 +56,7 @@ def _as_blocks(content: object) -> object:
 TextBlocks = Annotated[list[TextBlock], BeforeValidator(_as_blocks)]
 
 
-class ToolResultBlock(Block):
+class ToolResultBlock(Lenient):
     """What a tool returned."""
 
     type: Literal["tool_result"]
@@ -76,14 +70,14 @@ AnyBlock = Annotated[
 ]
 
 
-class AnthropicMessage(Block):
+class AnthropicMessage(Lenient):
     """A message of the conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[AnyBlock], BeforeValidator(_as_blocks)]
 
 
-class AnthropicTool(Block):
+class AnthropicTool(Lenient):
     """A function that the model may call. Tools that run on Anthropic's servers have other types."""
 
     type: Literal["custom"] | None = None
@@ -112,7 +106,7 @@ class AnthropicToolChoice(Strict):
                 return choice
 
 
-class Thinking(Block):
+class Thinking(Lenient):
     """Whether to think. A budget of tokens has no effect: models of this family end their thought themselves."""
 
     type: Literal["enabled", "adaptive", "disabled"]

@@ -17,6 +17,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Lenient(BaseModel):
+    """An object that may have other fields, which change nothing that is read of it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
 class Bookkeeping(Strict):
     """Fields that say nothing about the answer: accepted, and without effect."""
 

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from mlc_dsv3.errors import warn_once
 from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, openai_tool_choice
 from mlc_dsv3.serve.errors import ApiError
-from mlc_dsv3.serve.request import Bookkeeping, Sampling, Strict
+from mlc_dsv3.serve.request import Bookkeeping, Lenient, Sampling, Strict
 
 Item = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
@@ -51,17 +52,19 @@ class Reasoning(Strict):
     generate_summary: Any = None
 
 
-class FunctionTool(Strict):
-    """A function that the model may call. Tools that run on OpenAI's servers have other types."""
+class ResponsesTool(Lenient):
+    """A tool that the model may call. Functions are told to the model.
 
-    type: Literal["function"]
-    name: str
+    Other types are for OpenAI's servers and models, and agents add them unasked: the model is not told of these.
+    """
+
+    type: str
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
     def for_chat(self) -> dict[str, Any]:
-        """The same as chat templates read it."""
+        """The function as chat templates read it."""
         function = {"name": self.name, "description": self.description or "", "parameters": self.parameters or {}}
         return {"type": "function", "function": function}
 
@@ -83,7 +86,7 @@ class ResponsesRequest(Bookkeeping, Sampling):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[ResponsesTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Any = Field(None, description="Without effect: it counts tools that run on the server.")
@@ -107,12 +110,18 @@ class ResponsesRequest(Bookkeeping, Sampling):
         instructions = [{"role": "system", "content": self.instructions}] if self.instructions else []
         return ChatPrompt(
             [*instructions, *conversation([*history, *self.items()])],
-            tools=[tool.for_chat() for tool in self.tools or []] or None,
+            tools=[tool.for_chat() for tool in self._functions()] or None,
             tool_choice=openai_tool_choice(self.tool_choice),
             parallel=self.parallel_tool_calls is not False,
             variables=self.chat_template_kwargs,
             reasoning_effort=self.reasoning.effort if self.reasoning is not None else None,
         )
+
+    def _functions(self) -> list[ResponsesTool]:
+        tools = self.tools or []
+        if any(tool.type != "function" for tool in tools):
+            warn_once("a client of /v1/responses offers tools of OpenAI's servers; the model is not told of them")
+        return [tool for tool in tools if tool.type == "function"]
 
     def grammar(self) -> Grammar | None:
         """What the answer must match."""

@@ -132,6 +132,13 @@ def test_a_form_is_kept_to(client):
     assert list(json.loads(answer.output_text)) == ["n"]
 
 
+def test_tools_of_openais_own_servers_are_not_told_to_the_model(http, demo_llm):
+    """The demo's template reads no tools, and would refuse them."""
+    tools = [{"type": "web_search", "external_web_access": True}, {"type": "custom", "name": "apply_patch"}]
+    answer = http.post("/v1/responses", json={"input": QUESTION, "tools": tools}).json()
+    assert answer["usage"]["input_tokens"] == len(demo_llm.prompt_tokens([{"role": "user", "content": QUESTION}]))
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
@@ -139,7 +146,8 @@ def test_a_form_is_kept_to(client):
         ({"input": [{"type": "computer_call"}]}, 400, "computer_call"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400, "input_image"),
         ({"input": [{"role": "user"}]}, 400, "content"),
-        ({"tools": [{"type": "web_search"}]}, 400, "tools"),
+        ({"tools": [{"name": "nameless type"}]}, 400, "tools"),
+        ({"tools": [{"type": "function"}]}, 400, "tool 1 has no name"),
         ({"previous_response_id": "resp_none"}, 404, "resp_none"),
         ({"conversation": "c"}, 400, "conversation"),
         ({"background": True}, 400, "background"),
