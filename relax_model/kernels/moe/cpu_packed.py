@@ -1,10 +1,17 @@
 """Mixture-of-experts products on packed weights for CPUs: 8-bit activations, expert by expert.
 
-A task is a run of output rows through all chosen experts, so that threads carry equal bytes whatever the routing. An
-expert's weights stream by once for all rows that chose it.
+A task is a run of an expert's output rows, whose weights stream by once for all activations that chose the expert; a
+thread gets as many consecutive tasks as every other. Their order depends on what bounds them:
+
+    few activations an expert    memory      expert by expert: a thread reads long runs, which are prefetched
+    many                         arithmetic  run by run through all experts: threads do the same work, however uneven
+                                             the routing is
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -16,6 +23,34 @@ from relax_model.kernels.registry import kernel
 from relax_model.layout import PackedLayout
 
 _BLOCKS_A_TASK = 4  # 64 output rows: long enough runs for the memory, enough tasks for many threads
+_FEW = 8  # activations an expert, on average
+
+
+def over_tasks(experts: int) -> Callable[..., Any]:
+    """Statement `run(starts, runs, body)`: body(expert, run) for each run of each expert that was chosen, in parallel.
+
+    `starts` are the experts' first pairs, (experts + 1,).
+    """
+
+    @T.inline
+    def run(starts, runs, body):
+        chosen = T.alloc_buffer((experts + 1,), "int32", scope="global")  # and how many they are
+        chosen[experts] = 0
+        for e in T.serial(experts):
+            if starts[e + 1] > starts[e]:
+                chosen[chosen[experts]] = e
+                chosen[experts] = chosen[experts] + 1
+        for t in T.parallel(chosen[experts] * runs):
+            at = T.alloc_buffer((2,), "int32", scope="global")  # expert and run
+            if starts[experts] <= _FEW * chosen[experts]:
+                at[0] = chosen[t // runs]
+                at[1] = t % runs
+            else:
+                at[0] = chosen[t % chosen[experts]]
+                at[1] = t // chosen[experts]
+            body(at[0], at[1])
+
+    return run
 
 
 @kernel("expert_gate_up", "cpu")
@@ -29,7 +64,7 @@ def expert_gate_up(
     specs = layout.buffers((experts, 2 * width, hidden), (width, width))
     data_shape, scale_shape = specs["q_weight"].shape, specs["q_scale"].shape
     groups, out_groups, blocks = layout.base.groups(hidden), layout.base.groups(width), scale_shape[1]
-    product = gated_product(layout, tile)
+    product, over = gated_product(layout, tile), over_tasks(experts)
 
     @T.prim_func(private=True, s_tir=True)
     def expert_gate_up_cpu(
@@ -58,30 +93,32 @@ def expert_gate_up(
             T.writes()
             Data = T.decl_buffer(flat(data_shape, 3), "uint32", data=data.data)
             Scale = T.decl_buffer(flat(scale_shape, 2), "float16", data=scale.data)
-            for g in T.parallel(out_groups):
-                for e in T.serial(experts):
-                    if starts[e + 1] > starts[e]:
-                        product(
-                            starts[e + 1] - starts[e],
-                            GatedFactors(
-                                Data,
-                                Scale,
-                                e * blocks,
-                                blocks // 2,
-                                groups,
-                                g,
-                                activations(
-                                    Codes,
-                                    Scales,
-                                    Offsets,
-                                    lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k] // top_k,
-                                ),
-                                HCodes,
-                                HScales,
-                                HOffsets,
-                                lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
-                            ),
-                        )
+
+            @T.inline
+            def group_of_expert(e, g):
+                product(
+                    starts[e + 1] - starts[e],
+                    GatedFactors(
+                        Data,
+                        Scale,
+                        e * blocks,
+                        blocks // 2,
+                        groups,
+                        g,
+                        activations(
+                            Codes,
+                            Scales,
+                            Offsets,
+                            lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k] // top_k,
+                        ),
+                        HCodes,
+                        HScales,
+                        HOffsets,
+                        lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
+                    ),
+                )
+
+            over(starts, out_groups, group_of_expert)
 
     return expert_gate_up_cpu
 
@@ -92,7 +129,7 @@ def expert_down(layout: PackedLayout, experts: int, hidden: int, width: int, top
     specs = layout.buffers((experts, hidden, width))
     data_shape, scale_shape = specs["q_weight"].shape, specs["q_scale"].shape
     groups, blocks = layout.base.groups(width), scale_shape[1]
-    product = block_product(layout, tile)
+    product, over = block_product(layout, tile), over_tasks(experts)
 
     @T.prim_func(private=True, s_tir=True)
     def expert_down_cpu(
@@ -117,31 +154,33 @@ def expert_down(layout: PackedLayout, experts: int, hidden: int, width: int, top
             T.writes()
             Data = T.decl_buffer(flat(data_shape, 3), "uint32", data=data.data)
             Scale = T.decl_buffer(flat(scale_shape, 2), "float16", data=scale.data)
-            for t in T.parallel(T.ceildiv(blocks, _BLOCKS_A_TASK)):
-                for e in T.serial(experts):
-                    if starts[e + 1] > starts[e]:
-                        for b in T.serial(T.min(_BLOCKS_A_TASK, blocks - t * _BLOCKS_A_TASK)):
-                            product(
-                                starts[e + 1] - starts[e],
-                                Factors(
-                                    Data,
-                                    Scale,
-                                    e * blocks + t * _BLOCKS_A_TASK + b,
-                                    groups,
-                                    activations(
-                                        Codes,
-                                        Scales,
-                                        Offsets,
-                                        lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
-                                    ),
-                                    Y,
-                                    lambda i, n: (
-                                        Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
-                                        (t * _BLOCKS_A_TASK + b) * layout.rows + n,
-                                    ),
-                                    nothing,
-                                    hidden - (t * _BLOCKS_A_TASK + b) * layout.rows,
-                                ),
-                            )
+
+            @T.inline
+            def blocks_of_expert(e, t):
+                for b in T.serial(T.min(_BLOCKS_A_TASK, blocks - t * _BLOCKS_A_TASK)):
+                    product(
+                        starts[e + 1] - starts[e],
+                        Factors(
+                            Data,
+                            Scale,
+                            e * blocks + t * _BLOCKS_A_TASK + b,
+                            groups,
+                            activations(
+                                Codes,
+                                Scales,
+                                Offsets,
+                                lambda i: Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
+                            ),
+                            Y,
+                            lambda i, n: (
+                                Pairs[(starts[e] + i) // top_k, (starts[e] + i) % top_k],
+                                (t * _BLOCKS_A_TASK + b) * layout.rows + n,
+                            ),
+                            nothing,
+                            hidden - (t * _BLOCKS_A_TASK + b) * layout.rows,
+                        ),
+                    )
+
+            over(starts, T.ceildiv(blocks, _BLOCKS_A_TASK), blocks_of_expert)
 
     return expert_down_cpu
