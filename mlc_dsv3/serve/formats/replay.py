@@ -25,7 +25,7 @@ class CallStore:
         self, section_begin: str | None, call_begin: str, call_end: str, most_characters: int = _MOST_CHARACTERS
     ) -> None:
         """The markers are the format's: of all calls of an answer, where it has one, and of each call."""
-        self._section_begin, self._call_begin, self._call_end = section_begin, call_begin, call_end
+        self.section_begin, self.call_begin, self.call_end = section_begin, call_begin, call_end
         self._most = most_characters
         self._texts: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._characters = 0
@@ -52,19 +52,19 @@ class CallStore:
             if text is None:
                 return None
             self._texts.move_to_end(key)
-        begins = self._section_begin is None or text.lstrip().startswith(self._section_begin) == is_first
+        begins = self.section_begin is None or text.lstrip().startswith(self.section_begin) == is_first
         return text if begins else None
 
     def place_of(self, rendered: str, start: int, end: int) -> tuple[int, int] | None:
         """Where the call is written that has the characters from `start` to `end` in its arguments, with the white
         space and the section's beginning in front of it."""
-        begin, behind = rendered.rfind(self._call_begin, 0, start), rendered.find(self._call_end, end)
+        begin, behind = rendered.rfind(self.call_begin, 0, start), rendered.find(self.call_end, end)
         if begin < 0 or behind < 0:
             return None
         before = rendered[:begin].rstrip()
-        if self._section_begin and before.endswith(self._section_begin):
-            before = before.removesuffix(self._section_begin).rstrip()
-        return len(before), behind + len(self._call_end)
+        if self.section_begin and before.endswith(self.section_begin):
+            before = before.removesuffix(self.section_begin).rstrip()
+        return len(before), behind + len(self.call_end)
 
     def remembering(self, reader: Reader) -> Reader:
         """`reader`, whose calls come into the store."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlc_dsv3.errors import UserError
+from relax_model.fields import shown
+
+_NAME = re.compile(r"[\w.-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ def _tool(tool: object, where: str) -> Tool:
     if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
         raise UserError(f'{where} is not {{"type": "function", "function": {{"name": …, "parameters": …}}}}')
     name, parameters = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where} has no name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"{where} has the name {shown(name)}; names have letters, digits, _, - and dots")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise UserError(f"the parameters of {where} ({name}) are no JSON schema, such as {{'type': 'object'}}")
     return Tool(name, parameters or {})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import call_templates
 import pytest
 
 from mlc_dsv3.errors import UserError
+from mlc_dsv3.runtime.control_tokens import SHOWN
 from mlc_dsv3.runtime.template import ChatTemplate
-from mlc_dsv3.serve.formats import Tool, openai_tools, output_format
+from mlc_dsv3.serve.formats import TOOL_PARSERS, OutputFormat, Tool, openai_tools, output_format
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,32 @@ def test_the_template_tells_the_format(text: str, reasoning: str, tools: str) ->
     template = ChatTemplate(f"{{% raw %}}{text}{{% endraw %}}", Path("x"))
     found = output_format(template, reasoning_parser=None, tool_parser=None)
     assert (found.reasoning_parser, found.tool_parser) == (reasoning, tools)
+
+
+@pytest.mark.parametrize(
+    ("name", "reasoning", "tools"),
+    [
+        ("DEEPSEEK_V3", "none", "deepseek_v3"),
+        ("DEEPSEEK_R1", "deepseek_r1", "deepseek_v3"),
+        ("DEEPSEEK_V31", "deepseek_v3", "deepseek_v31"),
+        ("DEEPSEEK_V32", "deepseek_v3", "deepseek_v32"),
+        ("KIMI", "kimi_k2", "kimi_k2"),
+        ("GLM45", "glm45", "glm45"),
+        ("GLM47", "glm45", "glm47"),
+    ],
+)
+def test_the_familys_templates_tell_their_formats(name: str, reasoning: str, tools: str) -> None:
+    template = ChatTemplate(getattr(call_templates, name), Path("x"))
+    found = output_format(template, reasoning_parser=None, tool_parser=None)
+    assert (found.reasoning_parser, found.tool_parser) == (reasoning, tools)
+
+
+def test_text_shows_what_readers_look_for() -> None:
+    """Of DSML's tags one token is part of each."""
+    for name in TOOL_PARSERS:
+        store = OutputFormat("none", name).call_store()
+        for marker in (store.section_begin, store.call_begin, store.call_end):
+            assert not marker or marker in SHOWN or "｜DSML｜" in marker
 
 
 def test_names_win_over_the_template() -> None:
@@ -57,7 +85,8 @@ def test_tools_in_openais_form() -> None:
     [
         ("a", "tool 1 is not"),
         ({"type": "web_search"}, "tool 1 is not"),
-        ({"type": "function", "function": {}}, "tool 1 has no name"),
+        ({"type": "function", "function": {}}, "tool 1 has the name null; names have letters"),
+        ({"type": "function", "function": {"name": 'a" b'}}, "tool 1 has the name"),
         ({"type": "function", "function": {"name": "a", "parameters": []}}, r"parameters of tool 1 \(a\)"),
     ],
 )

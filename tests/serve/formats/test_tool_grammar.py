@@ -168,6 +168,70 @@ def test_a_choice_allows_one_tool_and_without_parallel_calls_one_call(
                 assert choice.name in (None, events[0].name)
 
 
+def accepts(compiler: object, tokenizer: Tokenizer, lark: str, text: str) -> bool:
+    matcher = compiler.matcher(Grammar.lark(lark))._matcher
+    ids = tokenizer.encode(text)
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "fits"),
+    [
+        ("text", "a</b>", True),
+        ("text", "a" * 12, True),
+        ("text", "a" * 13, False),
+        ("text", "", True),
+        ("long", "xay", True),
+        ("long", "x/y", True),
+        ("long", "xy/", True),
+        ("long", "xyz", False),
+        ("code", "AB-12", True),
+        ("code", "AB-12 ", False),
+        ("colour", "<b>", True),
+        ("colour", "blue", False),
+        ("mixed", "a", True),
+        ("mixed", "1", True),
+        ("mixed", "2", False),
+        ("maybe", "null", True),
+        ("maybe", "a long one", False),
+        ("either", "[1, 2]", True),
+        ("either", "[1, 2, 3]", False),
+        ("either", '["a"]', False),
+        ("either", "a [", True),
+        ("point", '{"x": 1}', True),
+        ("point", '{"y": 1}', False),
+        ("number", "91", False),
+    ],
+)
+def test_parameters_are_held_to_their_schemas(
+    parameter: str, text: str, fits: bool, tokenizer: Tokenizer, compiler: object
+) -> None:
+    """In GLM's format, which does not say what is a string."""
+    tools = [tool_with("f", parameter)]
+    lark = OutputFormat("none", "glm47").tool_grammar(tools, ToolChoice(), parallel=True, opening="")
+    call = f"<tool_call>f<arg_key>{parameter}</arg_key><arg_value>{text}</arg_value></tool_call>"
+    assert accepts(compiler, tokenizer, lark, call) == fits
+
+
+def test_parameters_come_in_the_schemas_order_and_required_ones_always(tokenizer: Tokenizer, compiler: object) -> None:
+    tools = [tool_with("f", "text", "switch", "number")]  # of these, switch is not required
+    lark = OutputFormat("none", "deepseek_v32").tool_grammar(tools, ToolChoice(), parallel=True, opening="")
+    parts = [("text", "true", "a"), ("switch", "false", "true"), ("number", "false", "1")]
+
+    def fits(*numbers: int) -> bool:
+        written = "".join(
+            f'<｜DSML｜parameter name="{key}" string="{string}">{value}</｜DSML｜parameter>\n'
+            for key, string, value in [parts[number] for number in numbers]
+        )
+        call = f'<｜DSML｜invoke name="f">\n{written}</｜DSML｜invoke>\n'
+        text = f"\n\n<｜DSML｜function_calls>\n{call}{call}</｜DSML｜function_calls>"
+        return accepts(compiler, tokenizer, lark, text)
+
+    assert fits(0, 1, 2)
+    assert fits(0, 2)
+    assert not any(fits(*numbers) for numbers in ((0, 1), (1, 2), (2, 0), (0, 0, 2)))
+
+
 def test_unknown_tools_and_formats_without_calls_are_refused() -> None:
     format = FORMATS[0]
     with pytest.raises(UserError, match="names the tool 'third', and the request's tools are: nothing, first, second"):
