@@ -33,7 +33,7 @@ class AnswerReader(Machine):
         self._opening, self._tags = opening, reasoning
         self._held = ""  # white space that is content unless a call follows
         self._calls = 0
-        self._behind_call = False
+        self._at_start = END_OF_THINK in opening  # behind reasoning or a call, where line breaks say nothing
         self._pass_text = self._thought  # while the model reasons; then `_content`
         super().__init__()
 
@@ -49,7 +49,7 @@ class AnswerReader(Machine):
         self._pass_text = self._content
         while marker := (yield from self._until(self.call_markers, self._content)):
             yield from self._section(marker)
-        if self._held and not self._behind_call:
+        if self._held and not self._at_start:
             self._emit(Content(self._held))
 
     def _reasoning(self) -> Steps:
@@ -67,6 +67,7 @@ class AnswerReader(Machine):
         while marker := (yield from self._until((END_OF_THINK, *calls), self._thought)):
             if marker == END_OF_THINK:
                 self.cut()
+                self._at_start = True
                 return
             yield from self._section(marker)
             if self._calls:
@@ -84,8 +85,10 @@ class AnswerReader(Machine):
         kept = text.rstrip() if self.call_markers else text
         self._held = text[len(kept) :]
         self.taken = self._held
+        if self._at_start:
+            kept = kept.lstrip("\n")
         if kept:
-            self._behind_call = False
+            self._at_start = False
             self._emit(Content(kept))
 
     def _section(self, marker: str) -> Steps:
@@ -99,7 +102,7 @@ class AnswerReader(Machine):
             if not (yield from self._call()):
                 self._give_back()
                 return
-            self._held, self._behind_call, self._pass_text = "", True, self._content
+            self._held, self._at_start, self._pass_text = "", True, self._content
             self._calls += 1
             yield from self._run_of(SPACE)
             ends = () if self.section_end is None else (self.section_end,)

@@ -26,7 +26,7 @@ def test_reasoning_that_the_template_has_opened_goes_to_its_end_tag() -> None:
     text = "Is 3 < 4?\n</thin k> </thinking>\n</think>\n\nYes: 3 < 4 </think>"
     assert read_every_way(R1, text, opening="<think>\n") == [
         Reasoning("Is 3 < 4?\n</thin k> </thinking>\n"),
-        Content("\n\nYes: 3 < 4 </think>"),
+        Content("Yes: 3 < 4 </think>"),
     ]
 
 
@@ -42,7 +42,7 @@ def test_a_second_opening_tag_is_dropped() -> None:
 
 
 def test_reasoning_that_is_switched_off_leaves_all_to_the_answer() -> None:
-    assert read_every_way(R1, "<think>a</think>b", opening="<think></think>") == [Content("<think>a</think>b")]
+    assert read_every_way(R1, "\n<think>a</think>\n", opening="<think></think>") == [Content("<think>a</think>\n")]
 
 
 def test_an_answer_that_ends_in_its_reasoning_has_no_content() -> None:
@@ -60,7 +60,7 @@ def test_v3_calls_behind_reasoning_and_content() -> None:
     text = f"Hm.\n</think>\n\nLet me look.\n\n{BEGIN}{first}\n{second}{END}"
     assert read_every_way(V3, text, opening="<think>\n") == [
         Reasoning("Hm.\n"),
-        Content("\n\nLet me look."),
+        Content("Let me look."),
         *call(0, "get_weather", '{"city": "Köln", "days": 2}', f"\n\n{BEGIN}{first}"),
         *call(1, "get_time", "{}", f"\n{second}"),
     ]
@@ -116,7 +116,7 @@ def test_content_goes_on_behind_calls_and_behind_what_is_none() -> None:
     written = v31_call("get_time", "{}")
     assert read_every_way(V31, f"{BEGIN}{written}{END}\nDone. {BEGIN}x{written} \n") == [
         *call(0, "get_time", "{}", BEGIN + written),
-        Content(f"\nDone. {BEGIN}x"),
+        Content(f"Done. {BEGIN}x"),
         *call(1, "get_time", "{}", written),
     ]
 

@@ -61,7 +61,7 @@ def test_glm_calls_behind_reasoning_and_content(breaks: bool) -> None:
     second = glm("get_time", breaks=breaks)
     assert read_every_way(GLM, f"\n<think>Hm.</think>\nLet me look.\n{first}\n{second}\n") == [
         Reasoning("Hm."),
-        Content("\nLet me look."),
+        Content("Let me look."),
         *call(0, "get_weather", '{"city": "Köln \\"am\\n Rhein\\"\\\\ ", "days": 2}', f"\n{first}"),
         *call(1, "get_time", "{}", f"\n{second}"),
     ]
