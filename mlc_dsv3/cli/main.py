@@ -32,6 +32,7 @@ VERBS = {
     "inspect": "show what an artifact or a library holds",
     "rebalance": "learn the routers' correction biases anew on a text, for an even load of the experts",
     "bench": "measure speed beside the memory's limit, and the demo's quality in each quantization",
+    "bench serve": "measure a server under load: many clients, a shared beginning, memory over many requests",
 }
 # The environment's trouble and not ours; anything else that the operating system refuses is shown as a bug.
 _ENVIRONMENT_ERRORS = {
@@ -64,7 +65,7 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name; None: this process's) and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_whole_verb(list(sys.argv[1:] if argv is None else argv))
     try:
         prepare_streams()
         parsed = _parse(arguments)
@@ -131,6 +132,12 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise UserError(f"{option} is empty; give a value, or leave it out")
 
 
+def _with_whole_verb(arguments: list[str]) -> list[str]:
+    """The arguments with a verb of two words as one of them."""
+    verb = " ".join(arguments[:2])
+    return [verb, *arguments[2:]] if verb in VERBS and len(arguments) > 1 else arguments
+
+
 def _verb(arguments: list[str]) -> str | None:
     """The first argument that is no option: none of the options before it takes a value."""
     return next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -151,7 +158,7 @@ def _parser(arguments: list[str]) -> _Parser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
         )
         if name == wanted:
-            module = importlib.import_module(f"mlc_dsv3.cli.{name}")
+            module = importlib.import_module(f"mlc_dsv3.cli.{name.replace(' ', '_')}")
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
     return parser
