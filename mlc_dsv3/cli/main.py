@@ -132,6 +132,11 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise UserError(f"{option} is empty; give a value, or leave it out")
 
 
+def module_of(verb: str) -> str:
+    """The name of a verb's module."""
+    return f"mlc_dsv3.cli.{verb.replace(' ', '_')}"
+
+
 def _with_whole_verb(arguments: list[str]) -> list[str]:
     """The arguments with a verb of two words as one of them."""
     verb = " ".join(arguments[:2])
@@ -158,7 +163,7 @@ def _parser(arguments: list[str]) -> _Parser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
         )
         if name == wanted:
-            module = importlib.import_module(f"mlc_dsv3.cli.{name.replace(' ', '_')}")
+            module = importlib.import_module(module_of(name))
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
     return parser

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from mlc_dsv3 import __version__
-from mlc_dsv3.cli.main import VERBS, main
+from mlc_dsv3.cli.main import VERBS, main, module_of
 from mlc_dsv3.cli.output import print_table
 from mlc_dsv3.errors import UserError, note, warn
 from mlc_dsv3.folders import cache_folder, data_folder
@@ -53,12 +53,12 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_verb_explains_itself_without_loading_a_runtime(verb_name: str) -> None:
     script = (
         f"import sys; from mlc_dsv3.cli.main import main\n"
-        f"try: main(['{verb_name}', '--help'])\n"
+        f"try: main([*'{verb_name}'.split(), '--help'])\n"
         f"except SystemExit as left: assert left.code == 0\n"
         f"heavy = {{'tvm', 'numpy', 'tokenizers', 'jinja2', 'rich', 'prompt_toolkit'}} & set(sys.modules)\n"
         f"assert not heavy, heavy\n"
-        f"from mlc_dsv3.cli.main import VERBS\n"
-        f"assert [verb for verb in VERBS if 'mlc_dsv3.cli.' + verb in sys.modules] == ['{verb_name}']"
+        f"from mlc_dsv3.cli.main import VERBS, module_of\n"
+        f"assert [verb for verb in VERBS if module_of(verb) in sys.modules] == ['{verb_name}']"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
@@ -165,7 +165,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 
 def test_verbs_are_modules_of_the_package() -> None:
     for name in VERBS:
-        module = importlib.import_module(f"mlc_dsv3.cli.{name}")
+        module = importlib.import_module(module_of(name))
         assert callable(module.add_arguments)
         assert callable(module.run)
 
