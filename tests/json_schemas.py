@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlc_dsv3 import LLM, Grammar, SamplingParams
@@ -14,7 +14,7 @@ pytest.importorskip("llguidance", reason="llguidance is missing: pip install llg
 fastjsonschema = pytest.importorskip("fastjsonschema", reason="fastjsonschema is missing: pip install fastjsonschema")
 
 QUESTION = [{"role": "user", "content": "Anna has a red ball. Who has a ball?"}]
-LONGEST = 300
+LONGEST = 1500
 
 
 def objects(values: st.SearchStrategy[dict]) -> st.SearchStrategy[dict]:
@@ -68,7 +68,13 @@ def asked(schema: dict, seed: int) -> SamplingParams:
 def answers_are_valid(models: list[LLM], examples: int) -> None:
     """Every model gives the same answers to schemas, several at a time, and they are valid."""
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.lists(SCHEMAS, min_size=1, max_size=4), st.integers(0, 2**32))
     def holds(schemas: list[dict], seed: int) -> None:
         _check(models, schemas, seed)

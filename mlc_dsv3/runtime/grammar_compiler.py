@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.runtime.grammar import JSON_WHITE_SPACE, Grammar
-from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
+from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher, reason_of
 from mlc_dsv3.runtime.grammar_trial import compiles
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()  # finds that nothing can begin an answer
         if matcher.is_error():
-            raise UserError(f"the {grammar.kind} cannot be used: {_reason(matcher)}")
+            raise UserError(f"the {grammar.kind} cannot be used: {reason_of(matcher)}")
         return matcher
 
     def _try(self, text: str) -> str | None:
@@ -142,12 +142,3 @@ def _answer_in_llguidances_terms(grammar: Grammar) -> dict[str, Any]:
         text = LLMatcher.grammar_from_json_schema(grammar.text, defaults=defaults)
     (answer,) = json.loads(text)["grammars"]
     return answer
-
-
-def _reason(matcher: LLMatcher) -> str:
-    """llguidance's, without the excerpts of the grammar that it draws arrows under, and without lists of names."""
-    first, *others = matcher.get_error().partition("; following")[0].strip().splitlines()
-    if first == "NoExtensionBias":
-        return "no text matches it"
-    errors = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
-    return said(ValueError(": ".join([first.removesuffix(":"), *errors])))

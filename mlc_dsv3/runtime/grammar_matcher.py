@@ -90,10 +90,19 @@ class GrammarMatcher:
         mask = np.empty(self._size, np.int32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self._matcher.is_error():
-            raise UserError(f"the grammar cannot go on: {said(ValueError(self._matcher.get_error()))}")
+            raise UserError(f"the grammar cannot go on: {reason_of(self._matcher)}")
         mask = mask[: self._not_avoided.size]
         going_on = mask & self._not_avoided
         return going_on if going_on.any() else mask
+
+
+def reason_of(matcher: LLMatcher) -> str:
+    """llguidance's for an error, without the excerpts that it draws arrows under, and without lists of names."""
+    first, *others = matcher.get_error().partition("; following")[0].strip().splitlines()
+    if first == "NoExtensionBias":
+        return "no text matches it"
+    errors = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return said(ValueError(": ".join([first.removesuffix(":"), *errors])))
 
 
 def allows(mask: np.ndarray, token: int) -> bool:

@@ -20,7 +20,7 @@ def demo() -> Iterator[Callable[[str], LLM]]:
 
     def load(speculative: str) -> LLM:
         if speculative not in loaded:
-            loaded[speculative] = LLM(device="cpu", speculative=speculative, context_window=1024)
+            loaded[speculative] = LLM(device="cpu", speculative=speculative, context_window=2048)
         return loaded[speculative]
 
     yield load
@@ -28,7 +28,7 @@ def demo() -> Iterator[Callable[[str], LLM]]:
         llm.close()
 
 
-@pytest.mark.parametrize("examples", quick_first([10, 150]))
+@pytest.mark.parametrize("examples", quick_first([10, 60]))
 def test_answers_are_valid_by_any_schema_with_and_without_drafts(demo: Callable[[str], LLM], examples: int) -> None:
     answers_are_valid([demo("off"), demo("auto"), demo("3")], examples)
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -378,6 +379,28 @@ def test_logits_that_are_not_finite_are_found_behind_a_mask() -> None:
 def test_what_is_no_grammar_is_refused_at_once(make, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         make()
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_request_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    import llguidance
+
+    limits = partial(llguidance.LLParserLimits, max_items_in_row=60)
+    monkeypatch.setattr(llguidance, "LLParserLimits", limits)
+    ambiguous = Grammar.lark('start: x\nx: x x | x x x | "a" | "b"')
+    neighbour = SamplingParams(seed=2, grammar=GRAMMARS["schema"], max_tokens=60)
+    expected = answers(engine_with(None), [neighbour])
+    for drafts in (None, 2):
+        engine = engine_with(drafts)
+        failing, fine = [
+            engine.submit(PROMPT, params)
+            for params in (SamplingParams(seed=1, grammar=ambiguous, ignore_eos=True, max_tokens=60), neighbour)
+        ]
+        updates = run(engine)
+        last = updates[failing][-1]
+        assert last.finish_reason == "error" and isinstance(last.error, UserError)
+        assert re.fullmatch("the grammar cannot go on: .*items.* max is 60; [^\n<]*", str(last.error))
+        assert re.fullmatch("[ab]+", text_of(updates[failing]))
+        assert tokens_of(updates[fine]) == expected[0][0]
 
 
 def multiplying_alternatives() -> Grammar:

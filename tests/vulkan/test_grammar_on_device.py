@@ -15,7 +15,7 @@ pytestmark = needs_vulkan
 @pytest.mark.parametrize("examples", quick_first([2, 25]))
 def test_answers_are_valid_by_any_schema(examples: int) -> None:
     with (
-        LLM(device="vulkan", speculative="off", context_window=1024) as plain,
-        LLM(device="vulkan", speculative="3", context_window=1024) as drafting,
+        LLM(device="vulkan", speculative="off", context_window=2048) as plain,
+        LLM(device="vulkan", speculative="3", context_window=2048) as drafting,
     ):
         answers_are_valid([plain, drafting], examples)
