@@ -41,7 +41,9 @@ def test_every_verb_refuses_a_closed_output_in_one_line(verb: str, redirected: s
     assert (done.returncode, done.stdout, done.stderr) == (2, "", NO_OUTPUT)
 
 
-@pytest.mark.parametrize("verb", quick_first([[], *(verb.split() for verb in VERBS)], 2), ids=lambda verb: " ".join(verb))
+@pytest.mark.parametrize(
+    "verb", quick_first([[], *(verb.split() for verb in VERBS)], 2), ids=lambda verb: " ".join(verb)
+)
 def test_no_message_goes_to_the_output_where_standard_error_is_closed(verb: list[str]) -> None:
     done = command(*verb, "--nope", redirected="2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
