@@ -70,7 +70,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, NotFiniteError):  # a user error on the command line, where the user has chosen the model
         return ApiError(500, one_line(error))
     if isinstance(error, ContextWindowError):
-        return ApiError(400, one_line(error), code="context_length_exceeded", param="messages")
+        return ApiError(400, one_line(error), code="context_length_exceeded")
     if isinstance(error, USER_ERRORS):
         return ApiError(400, one_line(error)[:_MOST_SHOWN])
     if isinstance(error, MACHINE_ERRORS):
@@ -122,6 +122,8 @@ def _of_http(error: HTTPException) -> ApiError:
     """The framework's own refusals: unknown paths, wrong methods, bodies that cannot be parsed."""
     if error.status_code == 404:
         return ApiError(404, "there is no such endpoint; /openapi.json lists them", code="unknown_url")
+    if error.status_code == 400:  # all that the framework itself says so of
+        return ApiError(400, "the body cannot be read; it must be JSON in UTF-8 that does not nest too deeply")
     answer = ApiError(error.status_code, str(error.detail or HTTPStatus(error.status_code).phrase))
     answer.headers = dict(error.headers or {})
     return answer

@@ -78,6 +78,8 @@ class Service:
         """Count so many answers as open; 429 where that is too many, and 503 where the device is lost."""
         if self.llm.failure is not None:
             raise self.llm.failure
+        if answers > self.max_open:
+            raise ApiError(400, f"the request asks for {answers} answers; the server takes {self.max_open} at once")
         if self.open + answers > self.max_open:
             wait = min(_LONGEST_WAIT, math.ceil(self._seconds))
             raise ApiError(
