@@ -36,14 +36,14 @@ class DsmlReader(ParameterReader):
         if not marker:
             return False
         self._start(name)
-        parsed = len(self.taken) - len(marker)
+        parsed = len(self._taken) - len(marker)
         while marker == _PARAMETER:
             key = yield from self._attribute("name")
             string = yield from self._attribute("string")
             if key is None or not (yield from self._next(">")):
                 break
             yield from self._value(key, _END_OF_PARAMETER, {"true": True, "false": False}.get(string))
-            parsed = len(self.taken)
+            parsed = len(self._taken)
             yield from self._run_of(SPACE)
             marker = yield from self._next(_PARAMETER, _END)
         self._finish(_END if marker == _END else None, parsed)

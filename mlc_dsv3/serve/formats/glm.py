@@ -30,7 +30,7 @@ class GlmReader(ParameterReader):
         if not marker or not self._is_call_of(name):
             return False
         self._start(name)
-        parsed = len(self.taken) - len(marker)
+        parsed = len(self._taken) - len(marker)
         while marker == _KEY:
             key: list[str] = []
             yield from self._until((_END_OF_KEY,), key.append)
@@ -38,7 +38,7 @@ class GlmReader(ParameterReader):
             if not (yield from self._next(_VALUE)):
                 break
             yield from self._value("".join(key).strip(), _END_OF_VALUE)
-            parsed = len(self.taken)
+            parsed = len(self._taken)
             yield from self._run_of(SPACE)
             marker = yield from self._next(_KEY, _END)
         self._finish(_END if marker == _END else None, parsed)

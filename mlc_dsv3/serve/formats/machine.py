@@ -20,7 +20,7 @@ class Machine(ABC):
     """Text in, events out. What is held back is no more than may belong to a marker, or what has no meaning yet."""
 
     def __init__(self) -> None:
-        self.taken = ""  # since the latest `cut`
+        self._taken = ""  # since the latest `cut`
         self._text = ""  # arrived, not yet taken
         self._ended = False
         self._events: list[Event] = []
@@ -48,20 +48,20 @@ class Machine(ABC):
         events, self._events = self._events, []
         return events
 
-    def cut(self) -> str:
+    def _cut(self) -> str:
         """The text taken since the last cut."""
-        taken, self.taken = self.taken, ""
+        taken, self._taken = self._taken, ""
         return taken
 
     def _take(self, length: int) -> str:
         piece, self._text = self._text[:length], self._text[length:]
-        self.taken += piece
+        self._taken += piece
         return piece
 
     def _untake(self, kept: int) -> None:
         """Put back what was taken since the latest cut, but for the first `kept` characters."""
-        self._text = self.taken[kept:] + self._text
-        self.taken = self.taken[:kept]
+        self._text = self._taken[kept:] + self._text
+        self._taken = self._taken[:kept]
 
     def _until(self, markers: tuple[str, ...], pass_on: Callable[[str], None]) -> Generator[None, None, str | None]:
         """Hand text to `pass_on` up to the first of the markers; take that and return it. None: the answer ended."""

@@ -34,6 +34,12 @@ class ParameterCallGrammar(CallGrammar):
 
     def parameters(self, lark: Lark, tool: Tool) -> str:
         """An expression for a tool's parameters. UserError for a schema that says more than which there are."""
+        try:
+            return self._parameters(lark, tool)
+        except (TypeError, ValueError, AttributeError, RecursionError):  # as of a pattern that is a number
+            raise UserError(f"the parameters of the tool {tool.name} are no valid JSON schema") from None
+
+    def _parameters(self, lark: Lark, tool: Tool) -> str:
         schema = resolved(tool.parameters, tool.parameters)
         unknown = sorted(schema.keys() - _KNOWN - _ANNOTATIONS)
         if unknown:

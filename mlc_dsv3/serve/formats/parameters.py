@@ -47,7 +47,7 @@ class ParameterReader(AnswerReader):
 
     def _json_span(self, types: frozenset[str], pass_on: Callable[[str], None]) -> Steps:
         """Take an object or array, whose strings may hold the marker behind it. Nothing, where none comes or ends."""
-        before = len(self.taken)
+        before = len(self._taken)
         yield from self._run_of(SPACE)
         while not self._text and not self._ended:
             yield
@@ -58,7 +58,7 @@ class ParameterReader(AnswerReader):
                 at = span.end(self._text)
                 self._take(len(self._text) if at is None else at)
                 if at is not None:
-                    pass_on(self.taken[before:])
+                    pass_on(self._taken[before:])
                     return
                 if self._ended:
                     break

@@ -34,7 +34,7 @@ class AnswerReader(Machine):
         self._held = ""  # white space that is content unless a call follows
         self._calls = 0
         self._at_start = END_OF_THINK in opening  # behind reasoning or a call, where line breaks say nothing
-        self._pass_text = self._thought  # while the model reasons; then `_content`
+        self._thinks = True  # until the reasoning, if any, has ended
         super().__init__()
 
     @property
@@ -46,7 +46,7 @@ class AnswerReader(Machine):
 
     def _run(self) -> Steps:
         yield from self._reasoning()
-        self._pass_text = self._content
+        self._thinks = False
         while marker := (yield from self._until(self.call_markers, self._content)):
             yield from self._section(marker)
         if self._held and not self._at_start:
@@ -58,7 +58,7 @@ class AnswerReader(Machine):
             return
         yield from self._run_of(SPACE)
         begun = yield from self._next(THINK)  # by the model, maybe a second time
-        before = self.cut()
+        before = self._cut()
         if not begun and THINK not in self._opening:
             self._content(before)
             return
@@ -66,7 +66,7 @@ class AnswerReader(Machine):
         calls = self.call_markers if self._tags is ReasoningTags.CLOSED_BY_CALLS else ()
         while marker := (yield from self._until((END_OF_THINK, *calls), self._thought)):
             if marker == END_OF_THINK:
-                self.cut()
+                self._cut()
                 self._at_start = True
                 return
             yield from self._section(marker)
@@ -74,17 +74,17 @@ class AnswerReader(Machine):
                 return
 
     def _thought(self, text: str) -> None:
-        self.cut()
+        self._cut()
         if text:
             self._emit(Reasoning(text))
 
     def _content(self, text: str) -> None:
         """Emit content, but for white space at its end, which may belong to a call."""
-        self.cut()
+        self._cut()
         text = self._held + text
         kept = text.rstrip() if self.call_markers else text
         self._held = text[len(kept) :]
-        self.taken = self._held
+        self._taken = self._held
         if self._at_start:
             kept = kept.lstrip("\n")
         if kept:
@@ -102,7 +102,7 @@ class AnswerReader(Machine):
             if not (yield from self._call()):
                 self._give_back()
                 return
-            self._held, self._at_start, self._pass_text = "", True, self._content
+            self._held, self._at_start, self._thinks = "", True, False
             self._calls += 1
             yield from self._run_of(SPACE)
             ends = () if self.section_end is None else (self.section_end,)
@@ -110,14 +110,17 @@ class AnswerReader(Machine):
             if marker != self.call_begin:
                 break
         if marker is None:
-            self._held = self.cut()
-            self.taken = self._held
+            self._held = self._cut()
+            self._taken = self._held
             return
-        self.cut()
+        self._cut()
 
     def _give_back(self) -> None:
-        taken, self._held = self.cut(), ""
-        self._pass_text(taken)
+        taken, self._held = self._cut(), ""
+        if self._thinks:
+            self._thought(taken)
+        else:
+            self._content(taken)
 
     @abstractmethod
     def _call(self) -> Generator[None, None, bool]:
@@ -125,7 +128,7 @@ class AnswerReader(Machine):
 
     def _is_call_of(self, name: str) -> bool:
         """Whether this is a tool's name. While the model reasons, only those it has been given are."""
-        return bool(name) and (self._pass_text == self._content or name in self.tools)
+        return name in self.tools if self._thinks else bool(name)
 
     def _start(self, name: str, identity: str | None = None) -> None:
         self._emit(ToolCallStart(self._calls, identity or f"call_{uuid.uuid4().hex[:24]}", name))
@@ -134,7 +137,7 @@ class AnswerReader(Machine):
         self._emit(ToolCallArguments(self._calls, text))
 
     def _end(self, *, whole: bool) -> None:
-        raw = self.cut()
+        raw = self._cut()
         self._emit(ToolCallEnd(self._calls, raw if whole else ""))
 
     def _json_begins(self, end: str) -> Generator[None, None, bool]:

@@ -13,6 +13,7 @@ from mlc_dsv3.runtime.messages import argument_object
 from mlc_dsv3.serve.formats.events import Event, Reader, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 _MOST_CHARACTERS = 1 << 24
+_Key = tuple[str, str, str]
 
 
 class CallStore:
@@ -27,7 +28,7 @@ class CallStore:
         """The markers are the format's: of all calls of an answer, where it has one, and of each call."""
         self.section_begin, self.call_begin, self.call_end = section_begin, call_begin, call_end
         self._most = most_characters
-        self._texts: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._texts: OrderedDict[_Key, str] = OrderedDict()
         self._characters = 0
         self._lock = threading.Lock()
 
@@ -36,7 +37,9 @@ class CallStore:
         # In a prompt, markers in the text of an argument would act as markers.
         if not text or any(marker in arguments for marker in SHOWN) or len(text) > self._most:
             return
-        key = (identity, name, _canonical(argument_object(arguments)))
+        key = _key(identity, name, argument_object(arguments))
+        if key is None:
+            return
         with self._lock:
             self._characters += len(text) - len(self._texts.pop(key, ""))
             self._texts[key] = text
@@ -46,9 +49,9 @@ class CallStore:
 
     def text_of(self, identity: str, name: str, arguments: Mapping[str, Any], *, is_first: bool) -> str | None:
         """The text of a call; None where it is not known, or stood elsewhere among its message's calls."""
-        key = (identity, name, _canonical(arguments))
+        key = _key(identity, name, arguments)
         with self._lock:
-            text = self._texts.get(key)
+            text = self._texts.get(key) if key else None
             if text is None:
                 return None
             self._texts.move_to_end(key)
@@ -95,9 +98,14 @@ class _Remembering:
         return events
 
 
-def _canonical(arguments: Mapping[str, Any]) -> str:
-    # JavaScript writes 1.0 as 1.
-    return json.dumps(json.loads(json.dumps(arguments), parse_float=_number), sort_keys=True)
+def _key(identity: str, name: str, arguments: Mapping[str, Any]) -> _Key | None:
+    """None for arguments that nest too deep."""
+    try:
+        # JavaScript writes 1.0 as 1.
+        value = json.loads(json.dumps(arguments), parse_float=_number)
+        return identity, name, json.dumps(value, sort_keys=True)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _number(text: str) -> int | float:

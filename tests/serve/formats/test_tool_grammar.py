@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -248,3 +249,34 @@ def test_a_schema_that_parameters_cannot_be_held_to_is_refused() -> None:
         if format.tool_parser.startswith("glm") or format.tool_parser == "deepseek_v32":
             with pytest.raises(UserError, match="the tool a have oneOf in their schema"):
                 format.tool_grammar([tool], ToolChoice(), parallel=True, opening="")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        *({"$ref": "#/$defs/self"}, {"anyOf": [{"$ref": "#/properties/a"}, {"type": "string"}]}, {"$ref": 3}),
+        *({"pattern": 3, "type": "string"}, {"type": "string", "minLength": "x"}, {"enum": 3}, {"type": 7}),
+        *({"anyOf": 3}, {"allOf": "x"}, {"anyOf": [3, "x", None]}, {"type": "string", "pattern": "\\"}, 3, None, True),
+        *({"type": "string", "pattern": "(?=a)"}, {"const": "\ud800"}, {"type": []}, {"enum": []}, {"type": "strin"}),
+    ],
+)
+@pytest.mark.parametrize("format", [FORMATS[0], FORMATS[2], FORMATS[-1]], ids=lambda format: format.tool_parser)
+def test_no_schema_breaks_more_than_its_own_request(
+    format: OutputFormat, own: object, tokenizer: Tokenizer, compiler: object
+) -> None:
+    recursive = {"anyOf": [{"$ref": "#/$defs/self"}, {"type": "string"}]}
+    for schema in (
+        {"type": "object", "properties": {"a": own}, "required": ["a"], "$defs": {"self": recursive}},
+        {"properties": own},
+        {"required": own},
+        {"$defs": own, "properties": {"a": {"$ref": "#/$defs/a"}}},
+    ):
+        tools = [Tool("f", schema)]
+        text = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"
+        text += (
+            '<｜DSML｜invoke name="f"><｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter></｜DSML｜invoke>'
+        )
+        read(format, [text], tools=tools)
+        with contextlib.suppress(UserError):
+            lark = format.tool_grammar(tools, ToolChoice(), parallel=True, opening="</think>")
+            compiler.matcher(Grammar.lark(lark))
