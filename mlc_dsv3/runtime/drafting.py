@@ -11,6 +11,7 @@ later one reuses their pages: that can only cost acceptance.
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Container
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -150,6 +151,18 @@ class Drafter:
             if not isinstance(token, NotFiniteError):
                 sequence.drafts.append(token)
         return output
+
+
+def force(scheduler: Scheduler, decoding: Rows[Sequence], spare_rows: int, context_window: int) -> int:
+    """Take what grammars leave no choice of as drafts, which are right; returns how many they are together."""
+    taken = 0
+    for sequence in decoding:
+        forced = sequence.matcher.forced() if sequence.matcher is not None else ()
+        room = room_for_drafts(scheduler, sequence, min(len(forced), spare_rows - taken), context_window)
+        if room > 0:
+            sequence.drafts, sequence.forced = array("i", forced[:room]), True
+            taken += room
+    return taken
 
 
 def room_for_drafts(scheduler: Scheduler, sequence: Sequence, drafts: int, context_window: int) -> int:

@@ -4,73 +4,32 @@ from __future__ import annotations
 
 import itertools
 import time
-from array import array
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlc_dsv3.errors import ContextWindowError, NotFiniteError, UserError, warn_once
 from mlc_dsv3.runtime.batch import Batch, StepOutput
+from mlc_dsv3.runtime.choice import Choice, choose
 from mlc_dsv3.runtime.completion import FinishReason, TokenLogprob, Update
-from mlc_dsv3.runtime.drafting import Computed, Drafter, page_table, room_for_drafts
+from mlc_dsv3.runtime.drafting import Computed, Drafter, force, page_table
+from mlc_dsv3.runtime.engine_stats import EngineStats, Occupancy
 from mlc_dsv3.runtime.forms import AttentionForms
 from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
 from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher
-from mlc_dsv3.runtime.sampler import Draw, token_logprob
+from mlc_dsv3.runtime.sampler import token_logprob
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.runtime.scheduler import Plan, Scheduler, Work
 from mlc_dsv3.runtime.sequence import Sequence, TextStream
-from mlc_dsv3.runtime.speculation import MOST_DRAFTS, Speculation
+from mlc_dsv3.runtime.speculation import Speculation
 
 if TYPE_CHECKING:  # the engine itself needs no tvm
     from mlc_dsv3.runtime.library import Library
     from mlc_dsv3.runtime.model import CompiledModel
     from mlc_dsv3.runtime.page_store import PageStore
-
-
-@dataclass
-class EngineStats:
-    """Sums since the engine started. A step's time is shared out by its rows, sampling and detokenizing included."""
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-    reused_tokens: int = 0
-    preemptions: int = 0
-    decode_steps: int = 0  # of each sequence
-    drafted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)  # verified after those before, by place
-    accepted: list[int] = field(default_factory=lambda: [0] * MOST_DRAFTS)
-    forced: int = 0  # tokens that a grammar left no choice of, and that took no step of their own
-    compared_seconds: float = 0.0  # of steps of which is known what they would have taken without drafts
-    plain_seconds: float = 0.0  # and what that is
-
-
-@dataclass(frozen=True)
-class Occupancy:
-    """Requests that run and wait; tokens that the cache has room for, those in free pages, and those in pages of the
-    prefix cache, which running requests may share."""
-
-    running: int
-    waiting: int
-    cache_tokens: int
-    free_tokens: int
-    prefix_tokens: int
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What a step gave a sequence: the drafts that are the model's own tokens and one more, with their logprobs where
-    they are wanted; or an error in place of the last."""
-
-    work: Work
-    tokens: list[int]
-    logprobs: list[TokenLogprob] | None
-    error: UserError | None
 
 
 class Engine:
@@ -186,7 +145,7 @@ class Engine:
         decoding = [work.sequence.decoding for work in plan.works]
         rows, output = self._run(plan)
         # Whatever can fail comes before the first change, so that a failed step leaves the books as they were.
-        chosen = self._choose(plan, output)
+        chosen = choose(self._model, plan, output)
         failed = {choice.work for choice in chosen if choice.error}
         for work in plan.works:
             work.sequence.drop_drafts()
@@ -301,32 +260,12 @@ class Engine:
         rows = np.concatenate(wanted) if wanted else ends[-1:] - 1
         return starts, self._model.step(_batch(plan.works, rows, plan.expanded))
 
-    def _choose(self, plan: Plan, output: StepOutput) -> list[_Choice]:
-        """The next tokens of every work whose last token is computed."""
-        chosen, wanted, row = [], {}, 0
-        for work in plan.works:
-            if work.complete:
-                try:
-                    wanted[work] = _draws(work, row)
-                except UserError as error:
-                    chosen.append(_Choice(work, [], None, error))
-                row += 1 + len(work.drafts)
-        draws = [draw for own in wanted.values() for draw in own]
-        sampled = iter(self._model.sample(output, draws) if draws else ())
-        for work, own_draws in wanted.items():
-            own = list(itertools.islice(sampled, len(own_draws)))
-            right = (draft == token for draft, token in zip(work.drafts, own, strict=False))
-            kept = own[: 1 + sum(itertools.takewhile(bool, right))]
-            error = kept.pop() if isinstance(kept[-1], NotFiniteError) else None
-            logprobs = _logprobs(work.sequence.params, own_draws[: len(kept)], kept, output)
-            chosen.append(_Choice(work, kept, logprobs, error))
-        return chosen
-
-    def _accept(self, choice: _Choice) -> Update:
+    def _accept(self, choice: Choice) -> Update:
         """Add tokens to a sequence, as far as it goes on."""
         sequence, tokens, logprobs, text = choice.work.sequence, choice.tokens, choice.logprobs, ""
-        sequence.drafted += len(choice.work.drafts)
-        sequence.accepted += max(len(tokens) - 1, 0)
+        if not choice.work.forced:
+            sequence.drafted += len(choice.work.drafts)
+            sequence.accepted += max(len(tokens) - 1, 0)
         for count, token in enumerate(tokens, 1):
             sequence.computed = len(sequence.tokens)  # what comes after the first was a draft, and is computed
             more, stopped = sequence.append(token)
@@ -344,7 +283,7 @@ class Engine:
         """Draft for what goes on after a plan; returns how many tokens the MTP layer was to draft for each sequence."""
         decoding = [sequence for sequence in self._scheduler.running if sequence.remaining == 1]
         spare_rows = self._scheduler.rows_for_drafts(len(decoding)) if decoding else 0
-        spare_rows -= self._force(decoding, spare_rows)
+        spare_rows -= force(self._scheduler, decoding, spare_rows, self.context_window)
         if self._speculation is None or self._drafter is None:
             return 0
         computed = [
@@ -365,17 +304,6 @@ class Engine:
         if not drafts:
             self._drafter.postpone([each for each in computed if each.sequence.generated], output)
         return drafts
-
-    def _force(self, decoding: list[Sequence], spare_rows: int) -> int:
-        """Take what grammars leave no choice of as drafts, which are right; returns how many they are together."""
-        taken = 0
-        for sequence in decoding:
-            forced = sequence.matcher.forced() if sequence.matcher is not None else ()
-            room = room_for_drafts(self._scheduler, sequence, min(len(forced), spare_rows - taken), self.context_window)
-            if room > 0:
-                sequence.drafts, sequence.forced = array("i", forced[:room]), True
-                taken += room
-        return taken
 
     def _end(
         self,
@@ -449,35 +377,6 @@ class Engine:
             stats.plain_seconds += plain * sum(got for _, got in lengths) / len(lengths)
         if {made for made, _ in lengths} == {drafts}:
             speculation.took(len(lengths), drafts, seconds)
-
-
-def _draws(work: Work, row: int) -> list[Draw]:
-    """How the tokens after none, one, … all drafts are chosen, if these are right, from rows of logits from `row` on.
-
-    Up to the first draft that the grammar forbids or ends with. UserError where it cannot go on.
-    """
-    sequence = work.sequence
-    return [
-        Draw(
-            row + place,
-            sequence.params,
-            sequence.history.extended(work.drafts[:place]) if sequence.history and place else sequence.history,
-            sequence.seed,
-            len(sequence.tokens) + place,
-            mask,
-        )
-        for place, mask in enumerate(sequence.masks(work.drafts))
-    ]
-
-
-def _logprobs(
-    params: SamplingParams, draws: list[Draw], tokens: list[int], output: StepOutput
-) -> list[TokenLogprob] | None:
-    """Tokens' logprobs where they are wanted."""
-    wanted = params.logprobs
-    if wanted is None:
-        return None
-    return [token_logprob(output.logits[draw.row], token, wanted) for draw, token in zip(draws, tokens, strict=True)]
 
 
 def _batch(works: Tokens[Work], wanted: np.ndarray, expanded: bool) -> Batch:

@@ -15,7 +15,8 @@ from mlc_dsv3.errors import DeviceError, UserError, note
 from mlc_dsv3.limits import Limits
 from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, TokenLogprob, Update, joined
-from mlc_dsv3.runtime.engine import Engine, EngineStats, Occupancy
+from mlc_dsv3.runtime.engine import Engine
+from mlc_dsv3.runtime.engine_stats import EngineStats, Occupancy
 from mlc_dsv3.runtime.forking import belongs_here, refuse_after_fork
 from mlc_dsv3.runtime.loop import EngineLoop, Outbox
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation

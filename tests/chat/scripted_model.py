@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlc_dsv3.errors import ContextWindowError, UserError
-from mlc_dsv3.runtime.engine import EngineStats
+from mlc_dsv3.runtime.engine_stats import EngineStats
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 
 from mlc_dsv3.cli.main import main
 from mlc_dsv3.errors import UserError
-from mlc_dsv3.runtime.engine import EngineStats
+from mlc_dsv3.runtime.engine_stats import EngineStats
 from mlc_dsv3.runtime.template import ChatTemplate
 
 
