@@ -25,7 +25,7 @@ class ExpertShares:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._text: Sequence[int] = ()
-        self._fresh = False
+        self._sampled: tuple[int, int] | None = None  # the text, by its identity, and its length then
         self._due = 0.0
         self._tokens = 0
         self._sampling = asyncio.Lock()
@@ -34,9 +34,9 @@ class ExpertShares:
         experts = config.router.n_routed_experts if config.router is not None else 0
         self._shares = [[0.0] * experts for _ in self._layers]
 
-    def note(self, tokens: Sequence[int]) -> None:
-        """Remember the tokens of a text that is being served; the latest one is what the next sample reads."""
-        self._text, self._fresh = tokens, True
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Take samples of this text from here on: a prompt, which grows by what is generated behind it."""
+        self._text = tokens
 
     async def read(self) -> dict[str, Any] | None:
         """`layers` (numbers of those with experts), `experts` of each, `load` (shares of each layer's choices, by layer
@@ -44,7 +44,7 @@ class ExpertShares:
         if not self._layers:
             return None
         async with self._sampling:
-            if self._fresh and time.monotonic() >= self._due:
+            if self._text and self._sampled != (id(self._text), len(self._text)) and time.monotonic() >= self._due:
                 await asyncio.to_thread(self._sample)
         shares = self._shares
         return {"layers": list(self._layers), "experts": len(shares[0]), "load": shares, "tokens": self._tokens}
@@ -57,8 +57,9 @@ class ExpertShares:
         return {layer: max(shares) * len(shares) for layer, shares in pairs}
 
     def _sample(self) -> None:
-        started, self._fresh = time.monotonic(), False
-        sampled = recent_load(self._llm, self._text, last=_TOKENS)
+        started, text = time.monotonic(), self._text
+        self._sampled = id(text), len(text)
+        sampled = recent_load(self._llm, list(text[-_TOKENS:]), last=_TOKENS)
         if sampled is not None:
             self._tokens, load = sampled
             self._shares = (load.counts / load.counts.sum(axis=1, keepdims=True)).round(6).tolist()

@@ -97,7 +97,7 @@ class Generation:
         except BaseException:
             service.release(answers, time.monotonic() - started)
             raise
-        service.expert_shares.note(job.prompts[-1])
+        service.expert_shares.follow(requests[-1].tokens)
         return Generation(service, job, requests)
 
     def close(self) -> None:
