@@ -48,13 +48,14 @@ class Page {
   }
 
   async begin() {
+    const named = location.hash.slice(1); // Before the new conversation takes the address.
     this.show(newConversation(preferences.settings));
     this.frame.begin();
     this.composer.focus();
     const [kept] = await Promise.all([this.store.open(), this.connect()]);
     if (!kept) toast("This browser keeps nothing for this page: conversations are gone when you close it.");
     this.store.watch((id) => this.changedElsewhere(id), (id) => this.runs.has(id));
-    const last = this.store.all.get(location.hash.slice(1));
+    const last = this.store.all.get(named);
     if (last !== undefined && this.current.messages.length === 0) this.show(last);
     else this.refreshList();
   }
