@@ -64,7 +64,7 @@ def answers(draw: st.DrawFn) -> list[str]:
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: f"{format.reasoning_parser}-{format.tool_parser}")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(answers(), st.sampled_from(["", "<think>\n", "</think>"]))
 def test_events_do_not_depend_on_cuts_and_hold_all_of_the_text(
     format: OutputFormat, pieces: list[str], opening: str

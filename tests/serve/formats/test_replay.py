@@ -120,6 +120,16 @@ def test_the_next_prompt_begins_with_the_tokens_that_were_sampled(name: str, voc
     assert tokenizer.chat_prompt(messages)[: len(before)] != before
 
 
+def test_a_message_of_calls_alone_is_told_by_its_content_where_the_template_wants_that(
+    vocabulary: Path, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_with(vocabulary, tmp_path, call_templates.DEEPSEEK_R1)
+    call = {"id": "call_0", "type": "function", "function": {"name": "get_time", "arguments": {}}}
+    for content in ({}, {"content": None}, {"content": ""}):
+        text = tokenizer.chat_text([*QUESTION, {"role": "assistant", **content, "tool_calls": [call]}])
+        assert "<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n```json\n{}\n```<｜tool▁call▁end｜>" in text
+
+
 def changed(messages: list[Message], **function: str) -> list[Message]:
     first, *others = messages[1]["tool_calls"]
     calls = [{**first, "function": {**first["function"], **function}}, *others]

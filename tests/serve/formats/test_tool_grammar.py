@@ -144,13 +144,13 @@ def test_random_answers_are_valid_calls(
 ) -> None:
     lark = format.tool_grammar(TOOLS, ToolChoice(), parallel=True, opening=opening)
     counts = []
-    for seed in range(12):
+    for seed in range(6):
         pieces = drawn(compiler, tokenizer, lark, seed)
         if pieces is not None:
             events = read(format, pieces, opening=opening, tools=TOOLS)
             assert opening != "</think>" or not any(isinstance(event, Reasoning) for event in events)
             counts.append(check(events, TOOLS))
-    assert len(counts) >= 6
+    assert len(counts) >= 3
     assert min(counts) >= 1
     assert max(counts) > 1
 
@@ -161,7 +161,7 @@ def test_a_choice_allows_one_tool_and_without_parallel_calls_one_call(
 ) -> None:
     for choice, parallel in ((ToolChoice("second"), True), (ToolChoice(), False)):
         lark = format.tool_grammar(TOOLS, choice, parallel=parallel, opening="</think>")
-        for seed in range(4):
+        for seed in range(2):
             pieces = drawn(compiler, tokenizer, lark, seed)
             if pieces is not None:
                 events = read(format, pieces, opening="</think>", tools=TOOLS)
@@ -260,7 +260,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("own", quick_first(HOSTILE, 3))
+@pytest.mark.parametrize("own", quick_first(HOSTILE))
 @pytest.mark.parametrize("format", [FORMATS[0], FORMATS[2], FORMATS[-1]], ids=lambda format: format.tool_parser)
 def test_no_schema_breaks_more_than_its_own_request(
     format: OutputFormat, own: object, tokenizer: Tokenizer, compiler: object
