@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 _SECONDS = 2  # of the processor
@@ -81,9 +82,9 @@ def _main() -> None:
     except ImportError:  # Windows, where the time alone is limited
         pass
     else:
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for kind, most in ((resource.RLIMIT_CPU, _SECONDS), (resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_CORE, 0)):
+            with suppress(ValueError):  # macOS refuses some
+                resource.setrlimit(kind, (most, most))
     threading.stack_size(_STACK)
     ended = threading.Event()
     thread = threading.Thread(target=_compile, kwargs={**json.load(sys.stdin), "ended": ended})
