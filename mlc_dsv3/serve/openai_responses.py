@@ -68,7 +68,7 @@ class _Answer:
 
     def __init__(self, service: Service, generation: Generation, body: ResponsesRequest) -> None:
         self._service, self._generation, self._body = service, generation, body
-        self._output = Output()
+        self._output = Output(body.offered())
         self._events = 0
         self._id, self._created = f"resp_{uuid.uuid4().hex}", time.time()
 
@@ -144,7 +144,7 @@ class _Answer:
             "temperature": params.temperature,
             "text": {"format": _format(body)},
             "tool_choice": body.tool_choice or "auto",
-            "tools": [tool.model_dump() for tool in body.tools or ()],
+            "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": _usage(self._generation.usage) if over else None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
+from mlc_dsv3.serve.responses_tools import OfferedTool, custom_input
 
 Frame = tuple[str, dict[str, Any]]  # an event's type and its fields
 Item = dict[str, Any]
@@ -15,10 +16,11 @@ Logprobs = list[dict[str, Any]]
 
 
 class Output:
-    """Items one after the other: reasoning, messages and calls. Ended ones are in `items`."""
+    """Items one after the other: reasoning, messages and calls of `tools`. Ended ones are in `items`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Iterable[OfferedTool]) -> None:
         self.items: list[Item] = []
+        self._tools = {tool.function_name: tool for tool in tools}
         self._growing: _Growing | None = None
 
     def add(self, event: Event, logprobs: Logprobs) -> Iterator[Frame]:
@@ -29,7 +31,8 @@ class Output:
             case Reasoning(text) if text:
                 yield from self._grow(_Thought, text, logprobs)
             case ToolCallStart(_, identity, name):
-                yield from self._begin(_Call(identity, name))
+                tool = self._tools.get(name, OfferedTool(name))
+                yield from self._begin((_CustomCall if tool.is_custom else _Call)(identity, tool))
             case ToolCallArguments(_, text):
                 yield from self._grow(_Call, text, logprobs)
 
@@ -48,8 +51,8 @@ class Output:
         if not isinstance(self._growing, kind):
             yield from self._begin(kind())
         assert self._growing is not None
-        name, fields = self._growing.grow(text, logprobs)
-        yield name, {**self._place(self._growing), **fields}
+        for name, fields in self._growing.grow(text, logprobs):
+            yield name, {**self._place(self._growing), **fields}
 
     def _begin(self, growing: _Growing) -> Iterator[Frame]:
         yield from self.end("completed")
@@ -81,7 +84,7 @@ class _Growing(ABC):
         return []
 
     @abstractmethod
-    def grow(self, text: str, logprobs: Logprobs) -> Frame:
+    def grow(self, text: str, logprobs: Logprobs) -> list[Frame]:
         """Add text."""
 
     @abstractmethod
@@ -103,10 +106,10 @@ class _Message(_Growing):
     def began(self) -> list[Frame]:
         return [("content_part.added", {"content_index": 0, "part": self._part()})]
 
-    def grow(self, text: str, logprobs: Logprobs) -> Frame:
+    def grow(self, text: str, logprobs: Logprobs) -> list[Frame]:
         self._texts.append(text)
         self._logprobs += logprobs
-        return "output_text.delta", {"content_index": 0, "delta": text, "logprobs": logprobs}
+        return [("output_text.delta", {"content_index": 0, "delta": text, "logprobs": logprobs})]
 
     def ended(self) -> list[Frame]:
         return [
@@ -128,9 +131,9 @@ class _Thought(_Growing):
     def began(self) -> list[Frame]:
         return [("content_part.added", {"content_index": 0, "part": self._part()})]
 
-    def grow(self, text: str, logprobs: Logprobs) -> Frame:
+    def grow(self, text: str, logprobs: Logprobs) -> list[Frame]:
         self._texts.append(text)
-        return "reasoning_text.delta", {"content_index": 0, "delta": text}
+        return [("reasoning_text.delta", {"content_index": 0, "delta": text})]
 
     def ended(self) -> list[Frame]:
         return [
@@ -149,16 +152,36 @@ class _Thought(_Growing):
 class _Call(_Growing):
     prefix = "fc"
 
-    def __init__(self, call_id: str, name: str) -> None:
+    def __init__(self, call_id: str, tool: OfferedTool) -> None:
         super().__init__()
-        self._call = {"call_id": call_id, "name": name}
+        self._call = {"call_id": call_id, "name": tool.name}
+        if tool.namespace is not None:
+            self._call["namespace"] = tool.namespace
 
-    def grow(self, text: str, logprobs: Logprobs) -> Frame:
+    def grow(self, text: str, logprobs: Logprobs) -> list[Frame]:
         self._texts.append(text)
-        return "function_call_arguments.delta", {"delta": text}
+        return [("function_call_arguments.delta", {"delta": text})]
 
     def ended(self) -> list[Frame]:
         return [("function_call_arguments.done", {"arguments": self.text, "name": self._call["name"]})]
 
     def item(self, status: str) -> Item:
         return {"id": self.id, "type": "function_call", "status": status, **self._call, "arguments": self.text}
+
+
+class _CustomCall(_Call):
+    """Its input is a string within the JSON that the model writes, and comes when that is complete."""
+
+    prefix = "ctc"
+
+    def grow(self, text: str, logprobs: Logprobs) -> list[Frame]:
+        self._texts.append(text)
+        return []
+
+    def ended(self) -> list[Frame]:
+        text = custom_input(self.text)
+        return [("custom_tool_call_input.delta", {"delta": text}), ("custom_tool_call_input.done", {"input": text})]
+
+    def item(self, status: str) -> Item:
+        text = "" if status == "in_progress" else custom_input(self.text)
+        return {"id": self.id, "type": "custom_tool_call", "status": status, **self._call, "input": text}

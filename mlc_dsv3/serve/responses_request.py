@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlc_dsv3.errors import warn_once
 from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, openai_tool_choice
 from mlc_dsv3.serve.errors import ApiError
-from mlc_dsv3.serve.request import Bookkeeping, Lenient, Sampling, Strict
+from mlc_dsv3.serve.request import Bookkeeping, Sampling, Strict
+from mlc_dsv3.serve.responses_tools import OfferedTool, ResponsesTool, custom_arguments, function_name, offered_tools
 
 Item = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
@@ -50,23 +50,6 @@ class Reasoning(Strict):
     effort: str | None = None
     summary: Any = Field(None, description="Without effect: the reasoning itself is in the answer.")
     generate_summary: Any = None
-
-
-class ResponsesTool(Lenient):
-    """A tool that the model may call. Functions are told to the model.
-
-    Other types are for OpenAI's servers and models, and agents add them unasked: the model is not told of these.
-    """
-
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-    def for_chat(self) -> dict[str, Any]:
-        """The function as chat templates read it."""
-        function = {"name": self.name, "description": self.description or "", "parameters": self.parameters or {}}
-        return {"type": "function", "function": function}
 
 
 class ResponsesStreamOptions(Strict):
@@ -110,18 +93,16 @@ class ResponsesRequest(Bookkeeping, Sampling):
         instructions = [{"role": "system", "content": self.instructions}] if self.instructions else []
         return ChatPrompt(
             [*instructions, *conversation([*history, *self.items()])],
-            tools=[tool.for_chat() for tool in self._functions()] or None,
+            tools=[tool.for_chat() for tool in self.offered()] or None,
             tool_choice=openai_tool_choice(self.tool_choice),
             parallel=self.parallel_tool_calls is not False,
             variables=self.chat_template_kwargs,
             reasoning_effort=self.reasoning.effort if self.reasoning is not None else None,
         )
 
-    def _functions(self) -> list[ResponsesTool]:
-        tools = self.tools or []
-        if any(tool.type != "function" for tool in tools):
-            warn_once("a client of /v1/responses offers tools of OpenAI's servers; the model is not told of them")
-        return [tool for tool in tools if tool.type == "function"]
+    def offered(self) -> list[OfferedTool]:
+        """The tools that the model may call."""
+        return offered_tools(self.tools or ())
 
     def grammar(self) -> Grammar | None:
         """What the answer must match."""
@@ -150,10 +131,14 @@ def conversation(items: Iterable[Item]) -> list[Message]:
                 own = _assistants(messages)
                 own["reasoning_content"] = own.get("reasoning_content", "") + _joined(item.get("content") or [], where)
             case "function_call":
-                function = {"name": _text(item, "name", where), "arguments": _text(item, "arguments", where)}
-                call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
-                _assistants(messages).setdefault("tool_calls", []).append(call)
-            case "function_call_output":
+                _assistants(messages).setdefault("tool_calls", []).append(
+                    _call(item, _text(item, "arguments", where), where)
+                )
+            case "custom_tool_call":
+                _assistants(messages).setdefault("tool_calls", []).append(
+                    _call(item, custom_arguments(_text(item, "input", where)), where)
+                )
+            case "function_call_output" | "custom_tool_call_output":
                 output = _joined(item.get("output"), where)
                 messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": output})
             case kind:
@@ -161,6 +146,16 @@ def conversation(items: Iterable[Item]) -> list[Message]:
     if not messages:
         raise ApiError(400, "input is empty; it needs at least one item", param="input")
     return messages
+
+
+def _call(item: Item, arguments: str, where: str) -> dict[str, Any]:
+    namespace = item.get("namespace")
+    name = function_name(namespace if isinstance(namespace, str) else None, _text(item, "name", where))
+    return {
+        "id": _text(item, "call_id", where),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
 
 
 def _assistants(messages: list[Message]) -> Message:

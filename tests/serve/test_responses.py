@@ -92,12 +92,15 @@ def test_items_of_agents_become_one_conversation():
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
         {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}"},
         {"type": "function_call", "call_id": "b", "name": "tides", "arguments": "{}"},
+        {"type": "function_call", "call_id": "c", "namespace": "mcp", "name": "moon", "arguments": "{}"},
+        {"type": "custom_tool_call", "call_id": "d", "name": "apply_patch", "input": 'say "x"'},
         {"type": "function_call_output", "call_id": "a", "output": "Rain."},
         {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "High."}]},
+        {"type": "custom_tool_call_output", "call_id": "d", "output": "Done."},
     ]
 
-    def call(identity, name):
-        return {"id": identity, "type": "function", "function": {"name": name, "arguments": "{}"}}
+    def call(identity, name, arguments="{}"):
+        return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
     assert conversation(items) == [
         {"role": "developer", "content": "Be brief."},
@@ -106,10 +109,16 @@ def test_items_of_agents_become_one_conversation():
             "role": "assistant",
             "content": "Let me see.",
             "reasoning_content": "Hm.",
-            "tool_calls": [call("a", "weather"), call("b", "tides")],
+            "tool_calls": [
+                call("a", "weather"),
+                call("b", "tides"),
+                call("c", "mcp__moon"),
+                call("d", "apply_patch", '{"input": "say \\"x\\""}'),
+            ],
         },
         {"role": "tool", "tool_call_id": "a", "content": "Rain."},
         {"role": "tool", "tool_call_id": "b", "content": "High."},
+        {"role": "tool", "tool_call_id": "d", "content": "Done."},
     ]
 
 
@@ -134,7 +143,7 @@ def test_a_form_is_kept_to(client):
 
 def test_tools_of_openais_own_servers_are_not_told_to_the_model(http, demo_llm):
     """The demo's template reads no tools, and would refuse them."""
-    tools = [{"type": "web_search", "external_web_access": True}, {"type": "custom", "name": "apply_patch"}]
+    tools = [{"type": "web_search", "external_web_access": True}, {"type": "image_generation"}]
     answer = http.post("/v1/responses", json={"input": QUESTION, "tools": tools}).json()
     assert answer["usage"]["input_tokens"] == len(demo_llm.prompt_tokens([{"role": "user", "content": QUESTION}]))
 

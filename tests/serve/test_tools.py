@@ -120,6 +120,23 @@ def test_a_response_calls_tools_and_goes_on_with_their_results(gpt):
     assert later.usage.input_tokens > whole.usage.input_tokens + whole.usage.output_tokens
 
 
+def test_custom_tools_and_those_of_a_namespace_are_called_as_they_were_offered(gpt):
+    ask = {"model": "mlc_dsv3-demo", "input": "Weather?", "tool_choice": "required", "parallel_tool_calls": False}
+    ask |= {"max_output_tokens": 150, "temperature": 0}
+    inside = {"type": "function", "name": "weather", "parameters": SCHEMA}
+    (call,) = gpt.responses.create(**ask, tools=[{"type": "namespace", "name": "mcp", "tools": [inside]}]).output
+    assert (call.type, call.namespace, call.name) == ("function_call", "mcp", "weather")
+    custom = [{"type": "custom", "name": "say", "description": "Says a text."}]
+    whole = gpt.responses.create(**ask, tools=custom)
+    (call,) = whole.output
+    assert (call.type, call.name) == ("custom_tool_call", "say")
+    assert call.input
+    with gpt.responses.stream(**ask, tools=custom) as stream:
+        events = list(stream)
+    pieces = [event.delta for event in events if event.type == "response.custom_tool_call_input.delta"]
+    assert "".join(pieces) == call.input
+
+
 def test_the_next_turn_finds_its_prefix_though_the_client_writes_the_arguments_anew(gpt, tool_server):
     first = gpt.chat.completions.create(**ASK, tool_choice="required", parallel_tool_calls=False)
     (call,) = first.choices[0].message.tool_calls
