@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import ToolChoice
@@ -112,10 +114,17 @@ class Thinking(Lenient):
     type: Literal["enabled", "adaptive", "disabled"]
 
 
+class OutputForm(JsonSchema):
+    """The form of the answer."""
+
+    type: Literal["json_schema"]
+
+
 class OutputConfig(Strict):
     """How hard to think, and the form of the answer."""
 
     effort: str | None = None
+    format: OutputForm | None = None
 
 
 class CountRequest(Strict):
@@ -165,8 +174,10 @@ class MessagesRequest(CountRequest):
 
     def params(self, defaults: SamplingParams) -> SamplingParams:
         """`defaults` with what the request states."""
+        form = self.output_config.format if self.output_config is not None else None
         return stated_params(
             defaults,
+            grammar=Grammar.json_schema(form.json_schema) if form is not None else None,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -13,10 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, ContextWindowError, NotFiniteError, one_line
+from mlc_dsv3.runtime.sampling import SamplingParams
 
 _log = logging.getLogger("uvicorn.error")
 _MOST_SHOWN = 400  # characters of a message that repeats what a client sent
 
+_SETTINGS = {field.name for field in dataclasses.fields(SamplingParams)}
 _OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -72,7 +75,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ContextWindowError):
         return ApiError(400, one_line(error), code="context_length_exceeded")
     if isinstance(error, USER_ERRORS):
-        return ApiError(400, one_line(error)[:_MOST_SHOWN])
+        return ApiError(400, one_line(error)[:_MOST_SHOWN], param=_named(str(error)))
     if isinstance(error, MACHINE_ERRORS):
         return ApiError(503, one_line(error) or "out of memory")
     return ApiError(500, f"the server failed ({type(error).__name__}); its log says more")
@@ -103,7 +106,7 @@ def is_anthropic(path: str) -> bool:
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body: one sentence that a client can show."""
     first = error.errors()[0]
-    place = [part for part in first["loc"] if part != "body"]
+    place = [part for part in first["loc"] if part != "body" and not _is_a_unions_member(part)]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")
         return ApiError(400, f"the body is not valid JSON: {one_line(reason)[:_MOST_SHOWN]}")
@@ -116,6 +119,17 @@ def _invalid(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"{name} is required", code="missing_required_parameter", param=name)
     return ApiError(400, f"{name}: {one_line(first['msg'])[:_MOST_SHOWN]}", param=name)
+
+
+def _is_a_unions_member(part: int | str) -> bool:
+    """Whether a place's part names one of several types that a field may have, and no field."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
+
+
+def _named(text: str) -> str | None:
+    """The field that an error's text is about, where it begins with a setting's name."""
+    name = text.partition(" ")[0]
+    return name if name in _SETTINGS else None
 
 
 def _of_http(error: HTTPException) -> ApiError:

@@ -61,6 +61,19 @@ def test_blocks_and_system_prompts_are_read_as_one_conversation(http, claude, de
     assert answer.input_tokens + answer.cache_read_input_tokens == expected
 
 
+def test_a_form_is_kept_to(claude):
+    pytest.importorskip("llguidance", reason="llguidance is missing: pip install llguidance")
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    answer = claude.messages.create(**{**ASK, "max_tokens": 80}, extra_body={"output_config": form})
+    assert list(json.loads(answer.content[0].text)) == ["n"]
+
+
+def test_the_models_are_listed(claude):
+    (model,) = claude.models.list().data
+    assert (model.id, model.type) == ("mlc_dsv3-demo", "model")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [

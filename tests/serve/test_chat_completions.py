@@ -105,6 +105,8 @@ def test_mistakes_are_said_in_openais_words(http, body, status, words):
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"]
     assert answer.json()["error"]["type"] == "invalid_request_error"
+    if words in ("temperature", "max_tokens", "messages", "logit_bias", "unheard_of"):
+        assert answer.json()["error"]["param"] == words
 
 
 def test_fields_that_say_nothing_about_the_answer_are_accepted(client):

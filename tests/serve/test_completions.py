@@ -76,6 +76,7 @@ def test_texts_become_tokens_and_tokens_texts(http, demo_llm):
         ("/v1/completions", {"prompt": [[1], []]}, 400, "empty"),
         ("/v1/completions", {"prompt": [10**9]}, 400, "token id"),
         ("/v1/completions", {"prompt": ["a", 1]}, 400, "prompt"),
+        ("/v1/completions", {"prompt": 5}, 400, "prompt: Input should be a valid string"),
         ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "echo"),
         ("/v1/completions", {"prompt": "a", "logprobs": 21}, 400, "logprobs"),
         ("/v1/completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
