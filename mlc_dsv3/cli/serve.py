@@ -105,7 +105,7 @@ def run(parsed: argparse.Namespace) -> None:
     from mlc_dsv3.serve.app import create_app
     from mlc_dsv3.serve.service import Service
 
-    listener = server.listen(parsed.host, parsed.port)
+    listener = server.bind(parsed.host, parsed.port)
     is_public = not server.is_loopback(listener)
     if is_public and not keys and not parsed.insecure:
         raise UserError(

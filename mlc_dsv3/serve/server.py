@@ -24,8 +24,11 @@ _KEEP_ALIVE_SECONDS = 75
 _FAREWELL_SECONDS = 1.0  # for the last words to clients that read them
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on a host's name or address. UserError where it cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at a host's name or address. UserError where it cannot be had.
+
+    It does not listen yet: while a model is loaded, clients are turned away at once.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -34,7 +37,6 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen()
         except BaseException:
             listener.close()
             raise

@@ -17,9 +17,9 @@ def serving(service: Service, *, cors_origins: Sequence[str] = (), **rules: Any)
     """Its origin. `rules` are those of `AccessRules`."""
     from mlc_dsv3.serve.access import AccessRules
     from mlc_dsv3.serve.app import create_app
-    from mlc_dsv3.serve.server import Server, listen
+    from mlc_dsv3.serve.server import Server, bind
 
-    with listen("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         server = Server(create_app(service, AccessRules(**rules), cors_origins))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

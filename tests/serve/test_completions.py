@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
+from served import serving
+
+from mlc_dsv3.cli.serve import _output_format
+from mlc_dsv3.errors import UserError
+
+httpx = pytest.importorskip("httpx", reason="httpx is missing: pip install '.[test]'")
 
 TEXT = "The capital of Veloria is"
 
@@ -90,3 +98,23 @@ def test_mistakes_are_said(http, path, body, status, words):
     answer = http.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
+
+
+def test_a_base_model_completes_and_does_not_chat(demo_llm, monkeypatch, capsys):
+    from mlc_dsv3.serve.service import Service
+
+    def without(self):
+        raise UserError("there is no chat template")
+
+    monkeypatch.setattr(type(demo_llm.tokenizer), "chat_template", property(without))
+    parsed = argparse.Namespace(reasoning_parser=None, tool_parser=None)
+    answers = _output_format(parsed, demo_llm.tokenizer)
+    assert "no chat template" in capsys.readouterr().err
+    service = Service(demo_llm, ["base"], demo_llm.default_params, output_format=answers, max_waiting=1)
+    with serving(service) as origin:
+        completed = httpx.post(f"{origin}/v1/completions", json={"prompt": TEXT, "max_tokens": 2})
+        assert completed.status_code == 200
+        refused = httpx.post(f"{origin}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+        assert refused.status_code == 400
+        assert "no chat template" in refused.json()["error"]["message"]
+        assert httpx.get(f"{origin}/v1/models").json()["data"][0]["thinking_variables"] == []
