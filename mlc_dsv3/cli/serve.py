@@ -122,8 +122,9 @@ def run(parsed: argparse.Namespace) -> None:
         )
         hosts = None if keys or is_public else LOOPBACK_NAMES | {parsed.host.lower()}
         rules = AccessRules(keys, hosts, max_body=parsed.max_body * 2**20)
-        note(f"serving {service.model.id} on {llm.device}: {_address(listener)} (Ctrl-C ends it)")
-        server.serve(create_app(service, rules, parsed.cors_origin), listener, llm.close)
+        serving = f"serving {service.model.id} on {llm.device}: {_address(listener)} (Ctrl-C ends it)"
+        app = create_app(service, rules, parsed.cors_origin)
+        server.serve(app, listener, started=lambda: note(serving), end_answers=llm.close)
 
 
 def _require_extra() -> None:

@@ -53,16 +53,27 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def serve(app: FastAPI, listener: socket.socket, end_answers: Callable[[], None]) -> None:
-    """Serve until a signal ends it: the first lets open answers finish, at a second one `end_answers` ends them."""
-    asyncio.run(Server(app, end_answers).serve([listener]))
+def serve(
+    app: FastAPI, listener: socket.socket, *, started: Callable[[], None], end_answers: Callable[[], None]
+) -> None:
+    """Serve until a signal ends it: the first lets open answers finish, at a second one `end_answers` ends them.
+
+    `started` is called when clients can connect.
+    """
+    asyncio.run(Server(app, started=started, end_answers=end_answers).serve([listener]))
 
 
 class Server(uvicorn.Server):
     """uvicorn with our settings. `should_exit` lets open requests finish, `force_exit` does not."""
 
-    def __init__(self, app: FastAPI, end_answers: Callable[[], None] = lambda: None) -> None:
-        self._end_answers = end_answers
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        started: Callable[[], None] = lambda: None,
+        end_answers: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._started, self._end_answers = started, end_answers
         super().__init__(
             uvicorn.Config(
                 app,
@@ -74,6 +85,11 @@ class Server(uvicorn.Server):
                 server_header=False,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self._started()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -210,7 +210,7 @@ def test_signals(demo_is_made, tmp_path):
         line = process.stderr.readline()
         assert f"http://127.0.0.1:{port}/" in line
         origin = f"http://127.0.0.1:{port}"
-        _wait_until(lambda origin=origin: _answers(origin))
+        assert _answers(origin)  # from the moment on that the line is there
         with httpx.stream("POST", f"{origin}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
