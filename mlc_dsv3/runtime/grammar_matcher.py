@@ -35,10 +35,15 @@ class GrammarMatcher:
 
         Raises UserError where llguidance gives up.
         """
+        if not self._masks:
+            mask = self._mask(self._matcher)
+            if mask is None:
+                raise UserError(f"the grammar cannot go on: {reason_of(self._matcher)}")
+            self._masks.append(mask)
         shared = 0
         while shared < min(len(drafts), len(self._path)) and drafts[shared] == self._path[shared]:
             shared += 1
-        if shared < len(drafts) or not self._masks:
+        if shared < len(drafts):
             del self._path[shared:], self._masks[shared + 1 :]
             self._look_ahead(drafts)
         return self._masks[: len(drafts) + 1]
@@ -58,39 +63,34 @@ class GrammarMatcher:
             self._path.clear()
             self._masks.clear()
         self._matcher.consume_token(token)
-        return self._is_complete()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def forced(self) -> list[int]:
         """The tokens that can only come next, maybe none."""
         return self._matcher.compute_ff_tokens()
 
     def _look_ahead(self, drafts: Sequence[int]) -> None:
-        """Extend what is known along drafts that begin with it."""
-        matcher, consumed = self._matcher, 0
-        if not self._masks:
-            self._masks.append(self._mask())
+        """Extend what is known along drafts that begin with it, on a copy: drafts that are too complex to go on behind
+        are no error as long as they are not accepted."""
+        ahead = self._matcher.deep_copy()
         for place, draft in enumerate(drafts):
             if not allows(self._masks[place], draft):
-                break
-            matcher.consume_token(draft)
-            consumed += 1
+                return
+            ahead.consume_token(draft)
             if place < len(self._path):
                 continue
-            if self._is_complete():
-                break
-            self._masks.append(self._mask())
+            mask = None if ahead.is_stopped() else self._mask(ahead)
+            if mask is None:
+                return
+            self._masks.append(mask)
             self._path.append(draft)
-        matcher.rollback(consumed)
 
-    def _is_complete(self) -> bool:
-        matcher = self._matcher
-        return matcher.is_stopped() and not matcher.is_error()
-
-    def _mask(self) -> np.ndarray:
+    def _mask(self, matcher: LLMatcher) -> np.ndarray | None:
+        """What may come next; None where llguidance gives up."""
         mask = np.empty(self._size, np.int32)
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if self._matcher.is_error():
-            raise UserError(f"the grammar cannot go on: {reason_of(self._matcher)}")
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        if matcher.is_error():
+            return None
         mask = mask[: self._not_avoided.size]
         going_on = mask & self._not_avoided
         return going_on if going_on.any() else mask
