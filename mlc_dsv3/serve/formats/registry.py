@@ -60,7 +60,7 @@ class OutputFormat:
 _REASONING = {
     "none": ReasoningTags.NONE,
     "deepseek_r1": ReasoningTags.CLOSED,
-    "deepseek_v3": ReasoningTags.CLOSED,
+    "deepseek_v3": ReasoningTags.CLOSED_BY_CALLS,
     "glm45": ReasoningTags.CLOSED_BY_CALLS,
     "kimi_k2": ReasoningTags.CLOSED_BY_CALLS,
 }

@@ -74,11 +74,20 @@ def test_v31_calls_are_chained_without_space() -> None:
     ]
 
 
-def test_markers_in_reasoning_are_reasoning() -> None:
-    text = f"I could write {BEGIN}{v31_call('get_time', '{}')}{END}, but no.</think>No."
-    assert read_every_way(V31, text, opening="<think>") == [
+@pytest.mark.parametrize(("format", "text"), [(V3, v3_call("get_time", "{}")), (V31, v31_call("NAME", "{…}"))])
+def test_markers_in_reasoning_are_reasoning(format: OutputFormat, text: str) -> None:
+    text = f"I could write {BEGIN}{text}{END}, but no.</think>No."
+    assert read_every_way(format, text, opening="<think>") == [
         Reasoning(text.split("</think>")[0]),
         Content("No."),
+    ]
+
+
+def test_v31_may_call_before_its_reasoning_is_closed() -> None:
+    text = BEGIN + v31_call("get_time", "{}")
+    assert read_every_way(V31, f"Hm. {text}{END}", opening="<think>") == [
+        Reasoning("Hm. "),
+        *call(0, "get_time", "{}", text),
     ]
 
 

@@ -156,9 +156,11 @@ def test_glm_may_call_before_its_reasoning_is_closed() -> None:
     ]
 
 
-def test_deepseek_does_not_call_while_it_reasons() -> None:
-    text = f"{BEGIN}\n{dsml('get_time')}\n{END}"
+def test_dsml_of_a_tool_that_there_is_not_is_reasoning() -> None:
+    text = f"{BEGIN}\n{dsml('NAME')}\n{END}"
     assert read_every_way(DSML, f"{text}</think>", opening="<think>") == [Reasoning(text)]
+    text = dsml("get_time")
+    assert read_every_way(DSML, text, opening="<think>") == call(0, "get_time", "{}", text)
 
 
 @pytest.mark.parametrize(
