@@ -149,10 +149,10 @@ class AnswerReader(Machine):
             yield
         return True
 
-    def _json_arguments(self, end: str, fence: str = "") -> Steps:
+    def _json_arguments(self, end: str, closing: str = "") -> Steps:
         """A JSON object, up to the marker `end`; its strings may hold the marker.
 
-        What stands between the object and the marker, other than `fence`, is passed on, so that nothing is lost.
+        What stands between the object and the marker, other than `closing`, is passed on, so that nothing is lost.
         """
         begun, span = self._text.startswith("{"), JsonSpan()
         while begun:
@@ -163,7 +163,7 @@ class AnswerReader(Machine):
             yield
         rest: list[str] = []
         found = yield from self._until((end,), rest.append)
-        if left := "".join(rest).strip().removesuffix(fence).rstrip():
+        if left := "".join(rest).strip().removesuffix(closing).rstrip():
             self._arguments(left)
         elif not begun:
             self._arguments("{}")

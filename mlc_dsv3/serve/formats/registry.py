@@ -12,6 +12,7 @@ from mlc_dsv3.serve.formats.deepseek import DeepSeekV3Grammar, DeepSeekV3Reader,
 from mlc_dsv3.serve.formats.dsml import DsmlGrammar, DsmlReader
 from mlc_dsv3.serve.formats.events import Reader
 from mlc_dsv3.serve.formats.glm import GlmGrammar, GlmReader
+from mlc_dsv3.serve.formats.hermes import HermesGrammar, HermesReader
 from mlc_dsv3.serve.formats.kimi import KimiGrammar, KimiReader
 from mlc_dsv3.serve.formats.reader import AnswerReader, PlainReader
 from mlc_dsv3.serve.formats.reasoning import END_OF_THINK, ReasoningTags
@@ -72,6 +73,7 @@ _TOOLS: dict[str, tuple[type[AnswerReader], CallGrammar | None]] = {
     "kimi_k2": (KimiReader, KimiGrammar()),
     "glm45": (GlmReader, GlmGrammar("\n")),
     "glm47": (GlmReader, GlmGrammar("")),
+    "hermes": (HermesReader, HermesGrammar()),
 }
 REASONING_PARSERS, TOOL_PARSERS = tuple(_REASONING), tuple(_TOOLS)
 
@@ -98,6 +100,8 @@ def _tool_parser_of(template: str) -> str:
         return "kimi_k2"
     if "<arg_key>" in template:
         return "glm47" if "</arg_key><arg_value>" in template else "glm45"
+    if "<tool_call>" in template and '"arguments"' in template:
+        return "hermes"
     return "none"
 
 

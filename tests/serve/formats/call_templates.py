@@ -97,3 +97,13 @@ _GLM = """[gMASK]<sop>{% for m in messages %}\
 {% if add_generation_prompt %}<|assistant|>{{ thought }}{% endif %}"""
 GLM45 = "{% set thought = '\n<think></think>' %}" + _GLM.replace("⏎", "\n")
 GLM47 = "{% set thought = '</think>' %}" + _GLM.replace("⏎", "")
+
+# Youtu-LLM: one JSON object a call.
+HERMES = """{{ bos_token }}{% for message in messages %}\
+{%- if message.role == 'user' %}{{ '<|User|>' + message.content }}\
+{%- elif message.role == 'assistant' %}{{ '<|Assistant|>' + message.content }}\
+{%- for call in message.tool_calls or [] %}\
+{{ '<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}{{ call.function.arguments | tojson }}\
+{{- '}</tool_call>' }}{% endfor %}{{ eos_token }}\
+{%- elif message.role == 'tool' %}<|User|><tool_response>{{ message.content }}</tool_response>{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"""

@@ -26,6 +26,8 @@ from mlc_dsv3.serve.formats import TOOL_PARSERS, OutputFormat, Tool, openai_tool
         ("<think></think><|tool_call_begin|>{{ id }}", "kimi_k2", "kimi_k2"),
         ("<think></think><arg_key>{{ k }}</arg_key>\n<arg_value>", "glm45", "glm45"),
         ("</think><arg_key>{{ k }}</arg_key><arg_value>", "glm45", "glm47"),
+        ('</think><tool_call>{"name": {{ n }}, "arguments": {{ a }}', "deepseek_r1", "hermes"),
+        ("<tool_call><function={{ n }}>", "none", "none"),
     ],
 )
 def test_the_template_tells_the_format(text: str, reasoning: str, tools: str) -> None:
@@ -68,8 +70,8 @@ def test_names_win_over_the_template() -> None:
 
 def test_unknown_names_are_refused_with_those_that_exist() -> None:
     template = ChatTemplate("", Path("x"))
-    with pytest.raises(UserError, match=r"no tool parser 'hermes'; there are none, deepseek_v3, .*glm47"):
-        output_format(template, reasoning_parser=None, tool_parser="hermes")
+    with pytest.raises(UserError, match=r"no tool parser 'json'; there are none, deepseek_v3, .*glm47"):
+        output_format(template, reasoning_parser=None, tool_parser="json")
     with pytest.raises(UserError, match=r"no reasoning parser 'qwen3'; there are none, deepseek_r1, "):
         output_format(template, reasoning_parser="qwen3", tool_parser=None)
 

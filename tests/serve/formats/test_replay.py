@@ -46,6 +46,8 @@ ANSWERS = {
     "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
     "GLM45": "\nLet me look.\n\n<tool_call>get_weather\n<arg_key>where</arg_key>\n<arg_value>{'a'}</arg_value>\n"
     "<arg_key>city</arg_key>\n<arg_value>Köln</arg_value></tool_call>\n<tool_call>get_time\n</tool_call>",
+    "HERMES": 'Let me look.\n<tool_call>\n{"name":"get_weather", "arguments":{"city":"Köln"}}\n</tool_call>\n'
+    '<tool_call>{"name": "get_time", "arguments": {}}</tool_call>',
     "GLM47": 'Let me look.<tool_call>get_weather<arg_key>where</arg_key><arg_value>{"a":1}</arg_value>'
     "<arg_key>city</arg_key><arg_value>Köln</arg_value></tool_call>\n<tool_call>get_time</tool_call>",
 }
@@ -189,6 +191,7 @@ def test_the_store_forgets_what_is_unused_for_longest_and_calls_that_broke_off()
         ("DEEPSEEK_V31", CallForm(False, "")),
         ("DEEPSEEK_V32", CallForm(True, "")),
         ("KIMI", CallForm(False, "")),
+        ("HERMES", CallForm(True, "")),
         ("GLM45", CallForm(True, "")),
         ("GLM47", CallForm(True, "")),
     ],
