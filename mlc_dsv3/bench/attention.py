@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlc_dsv3.bench.arithmetic import device_tflops, float32_gflops
 from mlc_dsv3.bench.remote import Remote
 from mlc_dsv3.compiler.targets import CompileTarget
 from mlc_dsv3.progress import progress
@@ -121,14 +122,7 @@ class AttentionRun:
 
 
 def _peak_tflops(target: CompileTarget, threads: int) -> float:
-    if target.device == "cpu":
-        from mlc_dsv3.bench.plot import peak_gflops
-
-        return peak_gflops(threads) / 1e3
-    from mlc_dsv3.bench.device_arithmetic import Arithmetic
-
-    with Remote(Arithmetic, target) as process:
-        return process.call("best", 5)
+    return float32_gflops(threads) / 1e3 if target.device == "cpu" else device_tflops(target)
 
 
 class AttentionBench:

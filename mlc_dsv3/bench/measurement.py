@@ -45,8 +45,9 @@ class Comparison:
 class Measurement:
     """One figure with everything that it is made of. Bytes are counted (see `counting`), seconds are of one run.
 
-    `share_of_limit` is of the read bandwidth measured in the same run, which bounds decoding; a long prompt is bound by
-    arithmetic. `time_ratio` is a verifying step's time over a decoding one's at this depth; `dense_time_ratio` (with
+    `share_of_limit` is of the read bandwidth measured in the same run, which bounds decoding; `share_of_arithmetic` of
+    the operations a second that its kernels' multiplications reach by themselves, which bound a long prompt and large
+    batches. `time_ratio` is a verifying step's time over a decoding one's at this depth; `dense_time_ratio` (with
     a profile) leaves the routed experts out, since more tokens have to read more of them.
     """
 
@@ -63,6 +64,8 @@ class Measurement:
     limit_gb_per_second: float
     share_of_limit: float
     gflops_per_second: float
+    limit_gflops_per_second: float
+    share_of_arithmetic: float
     time_ratio: float | None = None
     dense_time_ratio: float | None = None
     profile: list[KernelTime] | None = None
@@ -78,6 +81,7 @@ class Scale:
     cache_dtype: str
     prefill_block: int
     limit_gb_per_second: float
+    limit_gflops_per_second: float
     peer: str | None = None
 
     def measurements(self, timings: list[Timing]) -> list[Measurement]:
@@ -89,7 +93,7 @@ class Scale:
         shape, seconds = timing.shape, timing.seconds
         tokens = shape.sequences * shape.rows
         nbytes, flops = self._work(timing)
-        gigabytes = nbytes / seconds / 1e9
+        gigabytes, gflops = nbytes / seconds / 1e9, flops / seconds / 1e9
         verifies = timing.kind == "verify" and plain is not None
         return Measurement(
             kind=timing.kind,
@@ -104,7 +108,9 @@ class Scale:
             gb_per_second=gigabytes,
             limit_gb_per_second=self.limit_gb_per_second,
             share_of_limit=gigabytes / self.limit_gb_per_second,
-            gflops_per_second=flops / seconds / 1e9,
+            gflops_per_second=gflops,
+            limit_gflops_per_second=self.limit_gflops_per_second,
+            share_of_arithmetic=gflops / self.limit_gflops_per_second,
             time_ratio=seconds / plain.seconds if verifies and plain else None,
             dense_time_ratio=_dense_ratio(timing, plain) if verifies and plain else None,
             profile=timing.profile,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +14,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".pdf", ".svg")
 _MARKERS = {"prefill": "s", "decode": "o", "verify": "^"}
-_PEAK_PROGRAM = """
-import time, numpy as np
-a = np.ones((2048, 2048), np.float32)
-def seconds():
-    started = time.perf_counter()
-    a @ a
-    return time.perf_counter() - started
-print(2 * 2048**3 / min(seconds() for _ in range(6)) / 1e9)
-"""
 
 
 def check_path(path: Path) -> None:
@@ -37,27 +25,15 @@ def check_path(path: Path) -> None:
     output_file(path)
 
 
-def peak_gflops(threads: int) -> float:
-    """GFLOP/s of NumPy's float32 matrix product on so many threads, which stands for what the processor can compute.
-
-    In a process of its own, since a BLAS takes its number of threads at its start.
-    """
-    limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK_PROGRAM], env={**os.environ, **limits}, capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
-
-
-def draw(results: Sequence[dict[str, Any]], peak: float, path: Path) -> None:
-    """Draw the measurements of a run; `peak` is the compute ceiling in GFLOP/s."""
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the measurements of a run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.8), layout="constrained")
     decode, prefill, roof = figure.subplots(1, 3)
     _draw_steps(decode, [result for result in results if result["kind"] != "prefill"])
     _draw_prefill(prefill, [result for result in results if result["kind"] == "prefill"])
-    _draw_roofline(roof, results, peak)
+    _draw_roofline(roof, results)
     first = results[0]
     figure.suptitle(f"{first['model']} on {first['threads']} threads, {first['level']}")
     figure.savefig(path, dpi=120)
@@ -81,9 +57,10 @@ def _draw_prefill(axes: Axes, results: list[dict[str, Any]]) -> None:
     _finish(axes, "prefill", "depth (cached tokens)", "tok/s")
 
 
-def _draw_roofline(axes: Axes, results: Sequence[dict[str, Any]], peak: float) -> None:
+def _draw_roofline(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
     points = [(result["gflops_per_second"] / result["gb_per_second"], result) for result in results]
     bandwidth = results[0]["limit_gb_per_second"]
+    peak = max(result["limit_gflops_per_second"] for result in results)
     ridge = peak / bandwidth
     reach = [min(x for x, _ in points) / 4, ridge, max(4 * ridge, *(4 * x for x, _ in points))]
     axes.plot(reach, [min(peak, bandwidth * x) for x in reach], color="black")
@@ -91,7 +68,7 @@ def _draw_roofline(axes: Axes, results: Sequence[dict[str, Any]], peak: float) -
         f"{bandwidth:.1f} GB/s read", (reach[0], bandwidth * reach[0]), xytext=(6, 14), textcoords="offset points"
     )
     axes.annotate(
-        f"{peak:.0f} GFLOP/s, NumPy's float32 product", (reach[1], peak), xytext=(-40, 6), textcoords="offset points"
+        f"{peak:.0f} GFLOP/s, multiplications alone", (reach[1], peak), xytext=(-40, 6), textcoords="offset points"
     )
     for (quantization, kind, batch), some in _curves(results, "quantization", "kind", "batch"):
         mine = [(x, result["gflops_per_second"]) for x, result in points if any(result is one for one in some)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlc_dsv3 import __version__
 from mlc_dsv3.bench import pagecache
+from mlc_dsv3.bench.arithmetic import limit_gflops
 from mlc_dsv3.bench.bandwidth import BandwidthMeter
 from mlc_dsv3.bench.device_bandwidth import DeviceBandwidthMeter
 from mlc_dsv3.bench.launch_cost import host_seconds_per_launch
@@ -56,6 +57,7 @@ def measure(
         target.cache_dtype(artifact.quantization),
         target.default("prefill_block") or target.default("max_rows"),
         meter.best,
+        limit_gflops(target, artifact.quantization, settings.thread_count),
         peer_facts.get("peer_engine"),
     )
     common = {

@@ -120,9 +120,9 @@ def run(parsed: argparse.Namespace) -> None:
 
         print_tables(results)
     if parsed.plot:
-        from mlc_dsv3.bench.plot import draw, peak_gflops
+        from mlc_dsv3.bench.plot import draw
 
-        draw(results, peak_gflops(settings.thread_count), parsed.plot)
+        draw(results, parsed.plot)
 
 
 def _settings(parsed: argparse.Namespace) -> BenchSettings:

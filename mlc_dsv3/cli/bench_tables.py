@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlc_dsv3.bench.attention import AttentionSpeed
     from mlc_dsv3.bench.drafted import DraftedSpeed
 
-_SPEED = ("measure", "quantization", "depth", "batch", "tok/s", "ms", "MB a token", "GB/s", "limit GB/s", "share")
+_SPEED = ("measure", "quantization", "depth", "batch", "tok/s", "ms", "MB a token", "GB/s", "share", "GFLOP/s", "share")
 # Kernels below this share of a step are summed up for people.
 _LEAST_SHARE = 0.01
 
@@ -20,6 +20,8 @@ def print_tables(results: Sequence[dict[str, Any]]) -> None:
     """Speed, startup and memory, and where they were measured the peer and the kernels."""
     verified = any(result["time_ratio"] for result in results)
     print_table([_speed_row(result, verified) for result in results], (*_SPEED, *(["step ratio"] if verified else [])))
+    for quantization, limit in {each["quantization"]: each["limit_gflops_per_second"] for each in results}.items():
+        print(f"limits: {results[0]['limit_gb_per_second']:.1f} GB/s and, in {quantization}, {limit:.0f} GFLOP/s")
     print()
     by_quantization = {result["quantization"]: result for result in results}
     columns = ("", *by_quantization)
@@ -98,8 +100,9 @@ def _speed_row(result: dict[str, Any], verified: bool) -> tuple[str, ...]:
         f"{result['seconds'] * 1e3:.1f}",
         f"{result['bytes_per_token'] / 1e6:.3g}",
         f"{result['gb_per_second']:.2f}",
-        f"{result['limit_gb_per_second']:.1f}",
         f"{result['share_of_limit']:.0%}",
+        f"{result['gflops_per_second']:.0f}",
+        f"{result['share_of_arithmetic']:.0%}",
     )
     if not verified:
         return row

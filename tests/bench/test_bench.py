@@ -14,7 +14,15 @@ from mlc_dsv3.cli.main import main
 
 KEYS = {
     *("kind", "depth", "batch", "rows", "tokens", "tokens_per_second", "bytes_per_token", "gb_per_second"),
-    *("limit_gb_per_second", "share_of_limit", "time_ratio", "profile", "versus"),
+    *(
+        "limit_gb_per_second",
+        "share_of_limit",
+        "limit_gflops_per_second",
+        "share_of_arithmetic",
+        "time_ratio",
+        "profile",
+        "versus",
+    ),
     *("model", "quantization", "device", "level", "threads", "prefill_tokens", "decode_steps", "random_weights"),
     *("compile_seconds", "load_seconds", "first_token_seconds", "cold_load_seconds", "cold_first_token_seconds"),
     *("weight_bytes", "cache_bytes", "peak_rss_anon_bytes", "other_anon_bytes", "host_seconds_per_launch"),
@@ -63,6 +71,8 @@ def test_json_is_a_list_with_one_object_a_measurement(config: Path, capsys: pyte
         assert result["tokens_per_second"] > 0
         assert 0 < result["gb_per_second"] == pytest.approx(result["share_of_limit"] * result["limit_gb_per_second"])
         assert result["limit_gb_per_second"] == results[0]["limit_gb_per_second"]
+        arithmetic = result["share_of_arithmetic"] * result["limit_gflops_per_second"]
+        assert 0 < result["gflops_per_second"] == pytest.approx(arithmetic)
         assert (result["time_ratio"] is not None) == (result["kind"] == "verify")
         assert (result["dense_time_ratio"] is not None) == (result["kind"] == "verify")
         assert result["compile_seconds"] > 0
@@ -104,8 +114,7 @@ def test_the_demo_is_measured_where_no_model_is_named(
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra plot")
-def test_plot_draws_a_picture(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlc_dsv3.bench.plot.peak_gflops", lambda threads: 100.0)
+def test_plot_draws_a_picture(config: Path, tmp_path: Path) -> None:
     picture = tmp_path / "speed.png"
     options = ["--prefill", "8", "--decode", "2", "--depth", "0,9", "--plot", str(picture), "--json"]
     assert main(["bench", "--model-config", str(config), "--random-weights", *options]) == 0

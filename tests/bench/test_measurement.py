@@ -18,7 +18,7 @@ TOKEN = 2 * CONFIG.latent_width  # bytes in a float16 cache
 
 
 def scale(peer: str | None = None) -> Scale:
-    return Scale(CONFIG, "q4f16_1", "float16", 512, limit_gb_per_second=10.0, peer=peer)
+    return Scale(CONFIG, "q4f16_1", "float16", 512, limit_gb_per_second=10.0, limit_gflops_per_second=200.0, peer=peer)
 
 
 def kernel(operator: str, milliseconds: float) -> KernelTime:
@@ -32,6 +32,7 @@ def test_a_decode_steps_figures_come_from_its_median_and_its_middle_depth() -> N
     assert found.bytes_per_token == nbytes
     assert found.gb_per_second == pytest.approx(nbytes * 50 / 1e9)
     assert found.share_of_limit == pytest.approx(found.gb_per_second / 10)
+    assert found.share_of_arithmetic == pytest.approx(found.gflops_per_second / 200)
     assert found.time_ratio is None
 
 

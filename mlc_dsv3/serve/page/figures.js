@@ -2,7 +2,7 @@
 
 const whole = new Intl.NumberFormat("en");
 const percent = (part, all) => `${Math.round((100 * part) / all)} %`;
-const seconds = (value) => `${value < 10 ? value.toFixed(1) : value.toFixed(0)} s`;
+const seconds = (value) => (value < 0.1 ? `${Math.round(1000 * value)} ms` : `${value < 10 ? value.toFixed(1) : value.toFixed(0)} s`);
 
 // [{text, title}], nothing for what the server does not tell.
 export function figuresOf(message) {
