@@ -63,10 +63,10 @@ class ParameterCallGrammar(CallGrammar):
         types = types_of(schema, schema)
         forms = []
         if "string" in types:
-            body = _string_terminal(schema, schema) or regex(_ANYTHING)
-            body = f"({body}) & ~{regex(f'{_ANYTHING}{re.escape(self.end_of_value)}{_ANYTHING}')}"
-            if self.reads_json(types):
-                body += f" & {_not_json(types)}"
+            body = _not_json(types) if self.reads_json(types) else regex(_ANYTHING)
+            if condition := _string_terminal(schema, schema):
+                # Text that fits nothing but a longer one may hold the marker. Without a condition it ends there.
+                body += f" & ({condition}) & ~{regex(f'{_ANYTHING}{re.escape(self.end_of_value)}{_ANYTHING}')}"
             text = lark.rule(lark.terminal(body), f"suffix={literal(self.end_of_value)}")
             forms.append(f"{literal(self.head(key, True))} {text}")
         if others := sorted(types - {"string"}):
