@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.serve.errors import ApiError
-from mlc_dsv3.serve.request import Strict
+from mlc_dsv3.serve.request import Items, Strict
 
 _GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 
@@ -49,7 +49,7 @@ class AnswerForm(Strict):
     guided_json: dict[str, Any] | str | None = Field(None, description="A JSON schema.")
     guided_regex: str | None = Field(None, description="A regular expression in the syntax of Rust's regex crate.")
     guided_grammar: str | None = Field(None, description="A Lark grammar, in llguidance's variant.")
-    guided_choice: list[str] | None = Field(None, min_length=1, description="Texts, of which the answer is one.")
+    guided_choice: Items[str] | None = Field(None, min_length=1, description="Texts, of which the answer is one.")
 
     def grammar(self) -> Grammar | None:
         """The grammar that they come to; None where none is given. UserError for one that is invalid."""

@@ -15,7 +15,7 @@ from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import ToolChoice
-from mlc_dsv3.serve.request import Lenient, Strict, stated_params
+from mlc_dsv3.serve.request import Items, Lenient, Strict, stated_params
 
 # Claude Code's first system block is for Anthropic's own servers and differs from request to request: no prefix of such
 # a prompt would ever be found in the cache.
@@ -55,7 +55,7 @@ def _as_blocks(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-TextBlocks = Annotated[list[TextBlock], BeforeValidator(_as_blocks)]
+TextBlocks = Annotated[Items[TextBlock], BeforeValidator(_as_blocks)]
 
 
 class ToolResultBlock(Lenient):
@@ -76,7 +76,7 @@ class AnthropicMessage(Lenient):
     """A message of the conversation."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[AnyBlock], BeforeValidator(_as_blocks)]
+    content: Annotated[Items[AnyBlock], BeforeValidator(_as_blocks)]
 
 
 class AnthropicTool(Lenient):
@@ -131,9 +131,9 @@ class CountRequest(Strict):
     """A conversation whose tokens are to be counted."""
 
     model: str | None = None
-    messages: list[AnthropicMessage] = Field(min_length=1)
+    messages: Items[AnthropicMessage] = Field(min_length=1)
     system: TextBlocks | None = None
-    tools: list[AnthropicTool] | None = None
+    tools: Items[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -167,7 +167,7 @@ class MessagesRequest(CountRequest):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     stream: bool = False
     metadata: Any = None
     service_tier: Any = None

@@ -110,6 +110,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")
         return ApiError(400, f"the body is not valid JSON: {one_line(reason)[:_MOST_SHOWN]}")
+    if not place and first["type"] == "value_error":
+        return ApiError(400, one_line(first["ctx"]["error"]))
     if not place:
         return ApiError(400, "the body must be a JSON object, sent with Content-Type: application/json")
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")

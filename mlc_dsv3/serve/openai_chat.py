@@ -18,7 +18,7 @@ from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments,
 from mlc_dsv3.serve.generation import Generation
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
-from mlc_dsv3.serve.request import Bookkeeping, Sampling
+from mlc_dsv3.serve.request import Bookkeeping, Items, Sampling
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, whole_unless_left
 from mlc_dsv3.serve.token_names import chat_logprobs
@@ -30,7 +30,7 @@ class ChatRequest(Bookkeeping, Sampling, AnswerForm):
     """The body of a chat request."""
 
     model: str | None = None
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Items[dict[str, Any]] = Field(min_length=1)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -38,13 +38,13 @@ class ChatRequest(Bookkeeping, Sampling, AnswerForm):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     parse_control_tokens: bool = Field(False, description="Control tokens in messages act as such, and are not text.")
-    modalities: list[Literal["text"]] | None = None
+    modalities: Items[Literal["text"]] | None = None
 
     def alternatives(self) -> int | None:
         """How many alternatives to report with each token; None reports no logprobs."""

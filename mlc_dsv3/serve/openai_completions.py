@@ -19,7 +19,7 @@ from mlc_dsv3.serve.formats import Content, Event
 from mlc_dsv3.serve.generation import Generation, Job
 from mlc_dsv3.serve.json_response import JsonResponse
 from mlc_dsv3.serve.openai_objects import MOST_CHOICES, StreamOptions, chunk, error_frames, stream_end, whole_object
-from mlc_dsv3.serve.request import Bookkeeping, Sampling
+from mlc_dsv3.serve.request import Bookkeeping, Items, Sampling
 from mlc_dsv3.serve.service import CurrentService, Service
 from mlc_dsv3.serve.sse import EventStream, whole_unless_left
 from mlc_dsv3.serve.token_names import CompletionLogprobs
@@ -35,7 +35,7 @@ class CompletionRequest(Bookkeeping, Sampling, AnswerForm):
     """The body of a request for completions."""
 
     model: str | None = None
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Items[int] | Items[str] | Items[Items[int]]
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=0, description="0 generates nothing, for a prompt that `echo` returns.")
     stream: bool | None = None

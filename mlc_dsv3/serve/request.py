@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlc_dsv3.runtime.sampling import SamplingParams
 from mlc_dsv3.serve.errors import ApiError
+
+T = TypeVar("T")
+# Only the first wrong item is looked for: a body of millions of them would keep the server busy for minutes.
+Items = Annotated[list[T], Field(fail_fast=True)]
+_MOST_FIELDS = 200
 
 
 class Strict(BaseModel):
     """An object whose fields have exactly their types, and which has no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:  # each unknown one is an error of its own
+            raise ValueError(f"there are {len(value)} fields; no object here has more than {_MOST_FIELDS}")
+        return value
 
 
 class Lenient(BaseModel):
@@ -46,10 +58,10 @@ class Sampling(Strict):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="Token id → number added to its logit.")
+    logit_bias: dict[str, Any] | None = Field(None, description="Token id → number added to its logit.")
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Items[str] | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
 
     def params(self, defaults: SamplingParams, **given: Any) -> SamplingParams:

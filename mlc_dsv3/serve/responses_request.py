@@ -12,7 +12,7 @@ from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, openai_tool_choice
 from mlc_dsv3.serve.errors import ApiError
-from mlc_dsv3.serve.request import Bookkeeping, Sampling, Strict
+from mlc_dsv3.serve.request import Bookkeeping, Items, Sampling, Strict
 from mlc_dsv3.serve.responses_tools import OfferedTool, ResponsesTool, custom_arguments, function_name, offered_tools
 
 Item = dict[str, Any]
@@ -62,20 +62,20 @@ class ResponsesRequest(Bookkeeping, Sampling):
     """The body of a request for a response."""
 
     model: str | None = None
-    input: str | list[Item]
+    input: str | Items[Item]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = Field(None, description="Whether the response can be gone on from later (true).")
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     max_output_tokens: int | None = None
-    tools: list[ResponsesTool] | None = None
+    tools: Items[ResponsesTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Any = Field(None, description="Without effect: it counts tools that run on the server.")
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    include: list[str] | None = None
+    include: Items[str] | None = None
     top_logprobs: int | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None

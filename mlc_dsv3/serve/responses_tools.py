@@ -13,7 +13,7 @@ from typing import Any
 
 from mlc_dsv3.errors import warn_once
 from mlc_dsv3.runtime.messages import argument_object
-from mlc_dsv3.serve.request import Lenient
+from mlc_dsv3.serve.request import Items, Lenient
 
 _INPUT = "input"
 _TEXT_INPUT = {
@@ -31,7 +31,7 @@ class ResponsesTool(Lenient):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    tools: list[ResponsesTool] | None = None
+    tools: Items[ResponsesTool] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.json_response import JsonResponse
-from mlc_dsv3.serve.request import Strict
+from mlc_dsv3.serve.request import Items, Strict
 from mlc_dsv3.serve.service import CurrentService
 
 router = APIRouter()
@@ -22,8 +22,8 @@ class Conversation(Strict):
     """A conversation as a chat request has it."""
 
     model: str | None = None
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Items[dict[str, Any]] = Field(min_length=1)
+    tools: Items[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     parse_control_tokens: bool = False
@@ -53,7 +53,7 @@ class Tokens(Strict):
     """Token ids."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Items[int]
 
 
 @router.post("/tokenize")

@@ -118,6 +118,28 @@ def test_bodies_have_a_limit(demo_service):
         assert _post(origin, {"messages": QUESTION, "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/detokenize", {"tokens": ["a"] * 1_000_000}),
+        ("/v1/completions", {"prompt": [{}] * 1_000_000}),
+        ("/v1/completions", {"prompt": "a", "stop": [1] * 1_000_000}),
+        ("/v1/chat/completions", {"messages": [1] * 1_000_000}),
+        ("/v1/chat/completions", {"messages": QUESTION, "logit_bias": {str(n): "a" for n in range(500_000)}}),
+        ("/v1/chat/completions", {f"unknown {n}": 1 for n in range(500_000)}),
+        ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [{}] * 1_000_000}]}),
+        ("/v1/responses", {"input": [1] * 1_000_000}),
+        ("/v1/responses", {"input": "a", "tools": [1] * 1_000_000}),
+    ],
+)
+def test_a_million_mistakes_are_not_looked_for_one_by_one(demo_server, path, body):
+    content = json.dumps(body).encode()
+    started = time.monotonic()
+    answer = httpx.post(f"{demo_server}{path}", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert time.monotonic() - started < 6  # and not minutes
+
+
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/chat/comp", b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Slow:"])
 def test_a_head_that_does_not_arrive_is_not_waited_for(demo_server, monkeypatch, sent):
     monkeypatch.setattr("mlc_dsv3.serve.server._HEAD_SECONDS", 0.2)
