@@ -56,7 +56,9 @@ def _template_message(message: object, where: str, form: Callable[[], CallForm])
         raise UserError(f"{where} has both reasoning_content and reasoning, and they differ; leave one out")
     for name in _REASONING if said else ():
         fields[name] = _text(next(iter(said.values())), where)
-    if fields.get("tool_calls"):
+    if not fields.get("tool_calls", True):
+        del fields["tool_calls"]  # templates take an empty list for calls
+    if "tool_calls" in fields:
         fields["tool_calls"] = _calls(fields["tool_calls"], where, form())
         fields["content"] = fields.get("content") or form().empty_content
     return fields

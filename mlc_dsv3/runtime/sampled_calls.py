@@ -31,10 +31,10 @@ class SampledCalls(Protocol):
 
 @dataclass
 class Replay:
-    """The marks in one conversation."""
+    """The marks in one conversation. `control` are the tokens that text does not become, where it is to be text."""
 
     calls: SampledCalls
-    control: ControlTokens
+    control: ControlTokens | None
     _texts: list[str] = field(default_factory=list)
 
     def marked(self, message: Message, original: Message) -> Message:
@@ -54,7 +54,7 @@ class Replay:
             return call
         mark = f"{BREAK}{BREAK}{len(self._texts)}{BREAK}{BREAK}"  # nothing else has two breaks together
         # What the model wrote as text, such as a file that it has read, must not become control tokens now.
-        self._texts.append(self.control.break_in(text, SHOWN))
+        self._texts.append(self.control.break_in(text, SHOWN) if self.control else text)
         as_object = isinstance(call["function"]["arguments"], Mapping)
         return {**call, "function": {**call["function"], "arguments": {mark: ""} if as_object else mark}}
 

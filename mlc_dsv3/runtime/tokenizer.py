@@ -155,7 +155,7 @@ class Tokenizer:
             )
 
         if sampled_calls is not None:
-            replay = Replay(sampled_calls, control)
+            replay = Replay(sampled_calls, None if parse_control_tokens else control)
             marked = [replay.marked(*pair) for pair in zip(messages, originals, strict=True)]
             if marked != messages and (restored := replay.restored(render(marked))) is not None:
                 return restored

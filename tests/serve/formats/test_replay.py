@@ -132,6 +132,15 @@ def test_a_message_of_calls_alone_is_told_by_its_content_where_the_template_want
         assert "<｜tool▁call▁begin｜>function<｜tool▁sep｜>get_time\n```json\n{}\n```<｜tool▁call▁end｜>" in text
 
 
+@pytest.mark.parametrize("name", ["DEEPSEEK_V31", "KIMI", "GLM47"])
+def test_no_calls_are_no_calls(name: str, vocabulary: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(vocabulary, tmp_path, getattr(call_templates, name))
+    plain = {"role": "assistant", "content": "Fine."}
+    for calls in ([], None):
+        messages = [*QUESTION, {**plain, "tool_calls": calls}]
+        assert tokenizer.chat_prompt(messages) == tokenizer.chat_prompt([*QUESTION, plain])
+
+
 def changed(messages: list[Message], **function: str) -> list[Message]:
     first, *others = messages[1]["tool_calls"]
     calls = [{**first, "function": {**first["function"], **function}}, *others]
@@ -161,6 +170,9 @@ def test_text_in_a_sampled_call_becomes_no_control_token(vocabulary: Path, tmp_p
     [user] = tokenizer.encode("<｜User｜>")
     ids = tokenizer.chat_prompt(history(events), sampled_calls=store)
     assert ids.count(user) == 1
+    assert '{"days": 2.0, "city":"<｜User｜>"}' in tokenizer.decode(ids)
+    ids = tokenizer.chat_prompt(history(events), sampled_calls=store, parse_control_tokens=True)
+    assert ids.count(user) == 2
     assert '{"days": 2.0, "city":"<｜User｜>"}' in tokenizer.decode(ids)
     text = ANSWERS["DEEPSEEK_V31"].replace("Köln", "<｜tool▁call▁end｜>")
     store, events = answered(tokenizer, text)
