@@ -19,6 +19,7 @@ from mlc_dsv3.runtime.grammar_compiler import GrammarCompiler
 from mlc_dsv3.runtime.model import CompiledModel
 from mlc_dsv3.runtime.sampler import Draw
 from mlc_dsv3.runtime.sampling import SamplingParams
+from mlc_dsv3.runtime.speculation import Fixed, Speculation
 from mlc_dsv3.runtime.tokenizer import Tokenizer
 from mlc_dsv3.vulkan import native
 from mlc_dsv3.weights import Artifact
@@ -57,10 +58,13 @@ def model(compiled: Callable[..., Any]) -> CompiledModel:
 
 
 def texts(
-    model: CompiledModel, wanted: Sequence[SamplingParams], grammars: GrammarCompiler | None = None
+    model: CompiledModel,
+    wanted: Sequence[SamplingParams],
+    grammars: GrammarCompiler | None = None,
+    speculation: Speculation | None = None,
 ) -> list[tuple[list[int], list | None]]:
     """Ids and logprobs of requests that run together, each on a prompt of another length."""
-    engine = Engine(model, num_pages=512, max_batch=8, context_window=256, grammars=grammars)
+    engine = Engine(model, num_pages=512, max_batch=8, context_window=256, grammars=grammars, speculation=speculation)
     prompt = checkpoints.prompt(NAME).tolist()
     requests = [engine.submit(prompt[: 5 + 3 * number], params) for number, params in enumerate(wanted)]
     tokens: dict[int, list] = {request: [] for request in requests}
@@ -99,6 +103,7 @@ def test_grammars_beside_requests_without_one(model: CompiledModel, grammars: Gr
     found = texts(model, wanted, grammars)
     assert found == texts(host_sampled(model), wanted, grammars)
     assert found[:2] == texts(model, wanted[:2])
+    assert found == texts(model, wanted, grammars, Fixed(2))
 
 
 def moved(
