@@ -38,11 +38,13 @@ def compiles(grammar: str, vocab_size: int, hidden_tokens: Mapping[int, str]) ->
         )
     except subprocess.TimeoutExpired:
         return "it takes too long to compile"
+    if done.returncode == 0:
+        return None
     if done.returncode > 0:
         raise RuntimeError(f"a grammar cannot be tried in a process of its own: {done.stderr.decode(errors='replace')}")
     if done.returncode in (-signal.SIGKILL, -signal.SIGXCPU):
         return f"it takes more than {_SECONDS} s to compile"
-    return "it refers from rule to rule too deeply, or takes too much memory" if done.returncode else None
+    return "it refers from rule to rule too deeply, or takes too much memory"
 
 
 class _Bytes:
