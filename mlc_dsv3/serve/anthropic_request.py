@@ -15,7 +15,7 @@ from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import ToolChoice
-from mlc_dsv3.serve.request import Items, Lenient, Strict, stated_params
+from mlc_dsv3.serve.request import Items, Lenient, StopStrings, Strict, stated_params
 
 # Claude Code's first system block is for Anthropic's own servers and differs from request to request: no prefix of such
 # a prompt would ever be found in the cache.
@@ -167,7 +167,7 @@ class MessagesRequest(CountRequest):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: Items[str] | None = None
+    stop_sequences: StopStrings | None = None
     stream: bool = False
     metadata: Any = None
     service_tier: Any = None

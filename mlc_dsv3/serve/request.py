@@ -14,6 +14,10 @@ T = TypeVar("T")
 # Only the first wrong item is looked for: a body of millions of them would keep the server busy for minutes.
 Items = Annotated[list[T], Field(fail_fast=True)]
 _MOST_FIELDS = 200
+# Both take the engine's time at every token, which all requests share.
+_MOST_STOPS = 64
+_MOST_BIASES = 4096
+StopStrings = Annotated[Items[str], Field(max_length=_MOST_STOPS)]
 
 
 class Strict(BaseModel):
@@ -58,9 +62,11 @@ class Sampling(Strict):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, Any] | None = Field(None, description="Token id → number added to its logit.")
+    logit_bias: dict[str, Any] | None = Field(
+        None, max_length=_MOST_BIASES, description="Token id → number added to its logit."
+    )
     seed: int | None = None
-    stop: str | Items[str] | None = None
+    stop: str | StopStrings | None = None
     stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
 

@@ -92,6 +92,8 @@ def test_sampling_settings_reach_the_model(client, demo_llm):
         ({"messages": QUESTION, "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": QUESTION, "logit_bias": {"x": 1}}, 400, "logit_bias"),
         ({"messages": QUESTION, "logit_bias": {"9999999": 1}}, 400, "logit_bias"),
+        ({"messages": QUESTION, "stop": ["x"] * 65}, 400, "stop"),
+        ({"messages": QUESTION, "logit_bias": {str(token): 1 for token in range(4097)}}, 400, "logit_bias"),
         ({"messages": QUESTION, "unheard_of": 1}, 400, "unheard_of"),
         ({"messages": QUESTION, "model": "gpt-4"}, 404, "gpt-4"),
         ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "context window"),

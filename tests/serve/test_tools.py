@@ -222,6 +222,19 @@ def test_reasoning_is_apart_and_free_of_the_answers_form(gpt, claude):
         assert stream.get_final_message().content == whole.content
 
 
+def test_effort_switches_thinking_where_the_template_has_a_switch(gpt, claude):
+    for effort, opening in (("none", "</think>"), ("high", "<think>"), (None, "</think>")):
+        body = {"messages": QUESTION, "reasoning_effort": effort}
+        assert gpt.post("../apply-template", body=body, cast_to=object)["prompt"].endswith(f"<|assistant|>{opening}")
+    thinks = gpt.responses.create(
+        model="mlc_dsv3-demo", input="Weather?", reasoning={"effort": "low"}, max_output_tokens=4
+    )
+    assert [item.type for item in thinks.output] == ["reasoning"]
+    ask = {"model": "mlc_dsv3-demo", "messages": QUESTION, "max_tokens": 4}
+    assert claude.messages.create(**ask).content[0].type == "text"
+    assert claude.messages.create(**ask, extra_body={"output_config": {"effort": "low"}}).content[0].type == "thinking"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
