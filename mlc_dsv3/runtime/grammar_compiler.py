@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlc_dsv3.errors import UserError, said
 from mlc_dsv3.runtime.grammar import JSON_WHITE_SPACE, Grammar
 from mlc_dsv3.runtime.grammar_matcher import GrammarMatcher, reason_of
-from mlc_dsv3.runtime.grammar_trial import compiles
+from mlc_dsv3.runtime.grammar_trial import excess
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -64,8 +64,8 @@ class GrammarCompiler:
             text = _in_llguidances_terms(grammar)
         except ValueError as error:
             raise UserError(f"the {grammar.kind} is invalid: {said(error)}") from None
-        if excess := self._excess(text):
-            raise UserError(f"the {grammar.kind} is too complex: {excess}")
+        if too_much := self._excess(text):
+            raise UserError(f"the {grammar.kind} is too complex: {too_much}")
         matcher = LLMatcher(vocabulary, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if not matcher.is_error():
             matcher.compute_bitmask()  # finds that nothing can begin an answer
@@ -74,7 +74,7 @@ class GrammarCompiler:
         return matcher
 
     def _try(self, text: str) -> str | None:
-        return compiles(text, self._vocab_size, self._tokenizer.hidden_tokens)
+        return excess(text, self._vocab_size, self._tokenizer.hidden_tokens)
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:

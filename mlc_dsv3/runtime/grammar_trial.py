@@ -22,8 +22,8 @@ _MEMORY = 2 << 30
 _STACK = 1 << 20  # bytes; threads elsewhere have more, so that what passes here passes there
 
 
-def compiles(grammar: str, vocab_size: int, hidden_tokens: Mapping[int, str]) -> str | None:
-    """Whether llguidance gets to an end with a grammar, be it an error: None, or what it takes too much of.
+def excess(grammar: str, vocab_size: int, hidden_tokens: Mapping[int, str]) -> str | None:
+    """What compiling a grammar takes too much of; None where llguidance gets to an end, be it an error.
 
     `hidden_tokens` are those that a grammar can name. RuntimeError where the process cannot run.
     """
