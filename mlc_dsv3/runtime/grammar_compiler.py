@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlc_dsv3.errors import UserError, said
@@ -36,11 +37,13 @@ space: /\s*/
 class GrammarCompiler:
     """Compiles grammars for the tokens of one tokenizer; any thread may use it. llguidance is loaded when it is needed.
 
-    `vocab_size` is the model's, which may be larger than the tokenizer's: no grammar allows the ids beyond.
+    `vocab_size` is the model's. It may differ from the tokenizer's: no grammar allows an id that one of them lacks.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._hidden = {token: name for token, name in tokenizer.hidden_tokens.items() if token < vocab_size}
+        self._eos = sorted(token for token in tokenizer.eos_token_ids if token < vocab_size)
         self._lock = threading.Lock()
         # What an earlier request has tried is not tried again.
         self._excess = functools.lru_cache(_MOST_TRIED)(self._try)
@@ -74,7 +77,7 @@ class GrammarCompiler:
         return matcher
 
     def _try(self, text: str) -> str | None:
-        return excess(text, self._vocab_size, self._tokenizer.hidden_tokens)
+        return excess(text, self._vocab_size, self._hidden)
 
     @functools.cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -84,9 +87,9 @@ class GrammarCompiler:
             raise UserError(
                 "llguidance is missing, which keeps answers to a grammar; run: pip install llguidance"
             ) from None
-        adapter = _Adapter(self._tokenizer, self._vocab_size)
+        adapter = _Adapter(self._tokenizer, self._vocab_size, self._hidden, self._eos)
         # Without an end-of-text token llguidance makes one of its own, behind the vocabulary.
-        vocabulary = LLTokenizer(adapter, eos_token=sorted(self._tokenizer.eos_token_ids) or None)
+        vocabulary = LLTokenizer(adapter, eos_token=self._eos or None)
         adapter.vocabulary = vocabulary
         return vocabulary
 
@@ -97,11 +100,10 @@ class _Adapter:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, hidden: Mapping[int, str], eos: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self.vocabulary: LLTokenizer | None = None
-        self.eos_token_id = min(tokenizer.eos_token_ids, default=None)
-        hidden = {token: name for token, name in tokenizer.hidden_tokens.items() if token < vocab_size}
+        self.eos_token_id = eos[0] if eos else None
         self.special_token_ids = [*hidden]
         pieces = [tokenizer.token_bytes(token) for token in range(vocab_size)]
         # llguidance marks hidden tokens by this byte, which no text in UTF-8 has.
@@ -112,8 +114,9 @@ class _Adapter:
     def __call__(self, text: str) -> list[int]:
         """The tokens that a forced text becomes."""
         ids = self._tokenizer.encode(text)
-        # Not so where the encoding puts a space in front, or the text spells out a hidden token.
-        if b"".join(map(self._tokenizer.token_bytes, ids)) == text.encode():
+        # Not so where the encoding puts a space in front, the text spells out a hidden token, or the model lacks one.
+        same = b"".join(map(self._tokenizer.token_bytes, ids)) == text.encode()
+        if same and all(token < len(self.tokens) for token in ids):
             return ids
         assert self.vocabulary is not None
         return self.vocabulary.greedy_tokenize(text)

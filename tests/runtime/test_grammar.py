@@ -277,6 +277,16 @@ def test_a_model_without_an_end_of_text_token() -> None:
     assert len(tokens) == 9
 
 
+def test_a_model_whose_vocabulary_is_smaller_than_its_tokenizers() -> None:
+    size = 258  # bytes, and two words
+    compiler = GrammarCompiler(WordTokenizer(), size)
+    engine = make_engine(
+        FakeModel(vocab_size=size), detokenizer=lambda: Detokenizer(WordTokenizer()), grammars=compiler
+    )
+    ((tokens, text, reason, _),) = answers(engine, [SamplingParams(grammar=Grammar.regex("name, yes or no"))])
+    assert (text, reason) == ("name, yes or no", "stop") and max(tokens) < size
+
+
 def test_a_matcher_says_the_same_however_it_came_there() -> None:
     """Masks behind drafts, after rejected ones too, are those of a matcher that went there token by token."""
     rng = np.random.default_rng(1)
