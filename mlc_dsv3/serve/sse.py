@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -16,6 +15,7 @@ from mlc_dsv3.serve.errors import ApiError, reported
 from mlc_dsv3.serve.json_response import json_bytes
 
 KEEP_ALIVE_SECONDS = 5.0
+STALL_SECONDS = 60.0  # a client that takes nothing for so long has left, whatever its connection says
 _COMMENT = b": keep-alive\n\n"
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def event(data: Any, name: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """Sends `frames` as they come, a comment where none came for a while, and stops when the client leaves.
+    """Sends `frames` as they come, a comment where none came for a while, and stops when the client leaves or stalls.
 
     frames: whole events; it is closed in any case. error_frames: the end of a stream that fails.
     ended: called once, when nothing more is sent.
@@ -44,7 +44,7 @@ class EventStream(Response):
         ended: Callable[[], None],
     ) -> None:
         self._frames, self._error_frames, self._ended = frames, error_frames, ended
-        self._sent = time.monotonic()
+        self._sent, self._sending = time.monotonic(), False
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
@@ -52,13 +52,7 @@ class EventStream(Response):
         """Answer a request; returns when all is sent or nobody listens."""
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            beat = asyncio.create_task(self._keep_alive(send))
-            try:
-                await unless_left(receive, self._pump(send))
-            finally:
-                beat.cancel()
-                with suppress(asyncio.CancelledError):
-                    await beat
+            await unless(self._pump(send), left(receive), self._stalls(send))
         finally:
             await self._frames.aclose()
             self._ended()
@@ -66,25 +60,31 @@ class EventStream(Response):
     async def _pump(self, send: Send) -> None:
         try:
             async for frame in self._frames:
-                self._sent = time.monotonic()
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await self._send(send, frame)
         except Exception as error:
-            await send({"type": "http.response.body", "body": self._error_frames(reported(error)), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(send, self._error_frames(reported(error)))
+        await self._send(send, b"", more=False)
 
-    async def _keep_alive(self, send: Send) -> None:
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self._sent, self._sending = time.monotonic(), True
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending = False
+
+    async def _stalls(self, send: Send) -> None:
+        """Send comments in between; returns when the client has taken nothing for too long."""
         while True:
             silent = time.monotonic() - self._sent
-            if silent >= KEEP_ALIVE_SECONDS:
-                self._sent, silent = time.monotonic(), 0.0
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
-            await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
+            if self._sending and silent >= STALL_SECONDS:
+                return
+            if not self._sending and silent >= KEEP_ALIVE_SECONDS:
+                await self._send(send, _COMMENT)
+            await asyncio.sleep(KEEP_ALIVE_SECONDS - min(silent, KEEP_ALIVE_SECONDS / 2))
 
 
 async def whole_unless_left(request: Request, answer: Coroutine[Any, Any, T], ended: Callable[[], None]) -> T:
     """The answer, made while the client waits. ApiError where it leaves, which nobody reads."""
     try:
-        made = await unless_left(request.receive, answer)
+        made = await unless(answer, left(request.receive))
     finally:
         ended()
     if made is None:
@@ -92,19 +92,20 @@ async def whole_unless_left(request: Request, answer: Coroutine[Any, Any, T], en
     return made
 
 
-async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` returns or raises; None where the client left before, and then `work` is cancelled."""
+async def unless(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, None]) -> T | None:
+    """What `work` returns or raises; None where one of `ends` returned before, and then `work` is cancelled."""
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(receive))
+    tasks = [working, *(asyncio.create_task(end) for end in ends)]
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        for task in (working, leaving):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
+    """Returns when the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

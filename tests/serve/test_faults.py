@@ -46,6 +46,20 @@ def test_a_client_that_leaves_ends_its_request(demo_server, demo_service, stream
     assert _post(demo_server, {**LONG, "max_tokens": 3}).status_code == 200
 
 
+def test_a_client_that_stops_reading_is_not_waited_for(demo_server, demo_service, monkeypatch):
+    monkeypatch.setattr("mlc_dsv3.serve.sse.KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("mlc_dsv3.serve.sse.STALL_SECONDS", 0.5)
+    host, port = demo_server.removeprefix("http://").split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        body = json.dumps({**LONG, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        _wait_until(lambda: demo_service.open == 8)
+        _wait_until(lambda: demo_service.open == 0 and demo_service.llm.occupancy.running == 0, seconds=20)
+
+
 def test_too_many_answers_are_told_when_to_come_back(demo_server, demo_service, monkeypatch):
     monkeypatch.setattr(demo_service, "max_open", 2)
     with httpx.stream("POST", f"{demo_server}/v1/chat/completions", json={**LONG, "n": 2, "stream": True}) as running:
