@@ -9,7 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlc_dsv3.cli.arguments import add_cache_dtype, add_context_window, add_quantization, add_speculative
+from mlc_dsv3.cli.arguments import (
+    add_cache_dtype,
+    add_context_window,
+    add_ignore_config_field,
+    add_quantization,
+    add_speculative,
+)
 from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
 
@@ -41,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests over which memory is watched (10000; 0: none)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_ignore_config_field(parser)
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -83,7 +90,9 @@ def _made(parsed: argparse.Namespace) -> tuple[list[str], int, int]:
     chosen = {name: getattr(parsed, name) for name in given if getattr(parsed, name) is not None}
     for name, value in chosen.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
-    with LLM(parsed.model, **chosen) as llm:
+    for field in parsed.ignore_config_field:
+        options += ["--ignore-config-field", field]
+    with LLM(parsed.model, **chosen, ignore_config_fields=parsed.ignore_config_field) as llm:
         return options, llm.artifact.model_config.vocab_size, llm.context_window
 
 
