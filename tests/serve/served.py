@@ -1,10 +1,10 @@
-"""A server on a port of its own, in a thread of this process."""
+"""A server on a port of its own, in a thread of this process; and waiting for what it does."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,3 +28,11 @@ def serving(service: Service, *, cors_origins: Sequence[str] = (), **rules: Any)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Until a condition holds, which must come about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come about"
+        time.sleep(0.005)

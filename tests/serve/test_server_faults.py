@@ -1,4 +1,4 @@
-"""Clients that leave, wait too long or ask for too much, and models and devices that fail."""
+"""Clients that wait too long or ask for too much, and models and devices that fail."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import serving
+from served import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="httpx is missing: pip install '.[test]'")
 
@@ -21,43 +20,8 @@ QUESTION = [{"role": "user", "content": "What is the capital of Veloria?"}]
 LONG = {"messages": QUESTION, "ignore_eos": True, "temperature": 0}
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it has not come about"
-        time.sleep(0.005)
-
-
 def _post(origin: str, body: dict, **options: object) -> httpx.Response:
     return httpx.post(f"{origin}/v1/chat/completions", json=body, timeout=60, **options)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("choices", [1, 3])
-def test_a_client_that_leaves_ends_its_request(demo_server, demo_service, stream, choices):
-    llm = demo_service.llm
-    address = demo_server.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1]))) as connection:
-        body = json.dumps({**LONG, "stream": stream, "n": choices}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-        _wait_until(lambda: llm.occupancy.running == choices)
-    _wait_until(lambda: llm.occupancy.running == 0 and demo_service.open == 0, seconds=0.5)
-    assert _post(demo_server, {**LONG, "max_tokens": 3}).status_code == 200
-
-
-def test_a_client_that_stops_reading_is_not_waited_for(demo_server, demo_service, monkeypatch):
-    monkeypatch.setattr("mlc_dsv3.serve.sse.KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr("mlc_dsv3.serve.sse.STALL_SECONDS", 0.5)
-    host, port = demo_server.removeprefix("http://").split(":")
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect((host, int(port)))
-        body = json.dumps({**LONG, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-        _wait_until(lambda: demo_service.open == 8)
-        _wait_until(lambda: demo_service.open == 0 and demo_service.llm.occupancy.running == 0, seconds=20)
 
 
 def test_too_many_answers_are_told_when_to_come_back(demo_server, demo_service, monkeypatch):
@@ -69,7 +33,7 @@ def test_too_many_answers_are_told_when_to_come_back(demo_server, demo_service, 
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-    _wait_until(lambda: demo_service.open == 0)
+    wait_until(lambda: demo_service.open == 0)
     assert _post(demo_server, {"messages": QUESTION}).status_code == 200
 
 
