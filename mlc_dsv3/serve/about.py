@@ -1,4 +1,4 @@
-"""`/v1/models`, `/health`, `/metrics` and `/experts`: what is served, and how it fares."""
+"""`/v1/models`, `/health`, `/metrics` and `/experts`: what is served, whether it works, and how busy it is."""
 
 from __future__ import annotations
 

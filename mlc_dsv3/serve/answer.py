@@ -26,7 +26,7 @@ class Piece:
 
 
 class Answer:
-    """One answer on its way: updates in, pieces out. Of its calls no more than `most_calls` are passed on."""
+    """One answer: the engine's updates in, pieces out. Calls beyond the first `most_calls` are dropped."""
 
     def __init__(self, number: int, reader: Reader, *, most_calls: int | None) -> None:
         self._number, self._reader, self._most_calls = number, reader, most_calls

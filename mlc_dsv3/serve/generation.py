@@ -81,7 +81,7 @@ class Usage:
 
 
 class Generation:
-    """One request's answers. `pieces` runs it; `close` must be called in any case, once nobody wants more."""
+    """One request's answers. `pieces` runs it. Whoever has one must call `close` in the end, whatever happened."""
 
     def __init__(self, service: Service, job: Job, requests: list[Request]) -> None:
         self.job, self.usage = job, Usage(prompt_tokens=sum(map(len, job.prompts)))

@@ -97,7 +97,7 @@ class _Answer:
             "created": int(time.time()),
             "model": service.model.id,
         }
-        # By answer: where its text ends hangs on what it has had.
+        # One an answer: it counts the characters of the text so far.
         self._logprobs: list[CompletionLogprobs | None] = [None] * generation.job.answers
         if body.logprobs is not None:
             self._logprobs = [CompletionLogprobs(self._llm.tokenizer) for _ in self._logprobs]

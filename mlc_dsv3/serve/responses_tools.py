@@ -85,6 +85,6 @@ def custom_arguments(text: str) -> str:
 
 
 def custom_input(arguments: str) -> str:
-    """The other way round; arguments that are not as they should be come as they are."""
+    """A custom tool's input from the function's arguments; malformed arguments are returned unchanged."""
     text = argument_object(arguments).get(_INPUT)
     return text if isinstance(text, str) else arguments

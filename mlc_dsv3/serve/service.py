@@ -75,7 +75,7 @@ class Service:
             raise ApiError(404, f"the model {name[:200]!r} is not served here; {served} is", code="model_not_found")
 
     def admit(self, answers: int) -> None:
-        """Count so many answers as open; 429 where that is too many, and 503 where the device is lost."""
+        """Take places for this many answers. ApiError (429) where too few are left, DeviceError on a lost device."""
         if self.llm.failure is not None:
             raise self.llm.failure
         if answers > self.max_open:
@@ -91,7 +91,7 @@ class Service:
         self.open += answers
 
     def release(self, answers: int, seconds: float) -> None:
-        """Count them as ended, after so many seconds."""
+        """Give the places of this many answers back. `seconds` is how long they took."""
         self.open -= answers
         self._seconds += 0.1 * (seconds - self._seconds)
 

@@ -1,4 +1,4 @@
-"""Tokens and their log-probabilities in words, as OpenAI's objects show them."""
+"""Tokens and their log-probabilities as OpenAI's objects show them: by their text and bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CompletionLogprobs:
         self._length = 0  # characters so far
 
     def prompt(self, first: int, others: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        """Those of an echoed prompt, of whose first token nothing foretells."""
+        """Those of an echoed prompt. Its first token has no logprob."""
         start = {
             "tokens": [_text(self._tokenizer, first)],
             "token_logprobs": [None],
