@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import ClassVar
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +32,7 @@ class FakeTokenizer:
     """Bytes are tokens; a conversation is its contents, one line each."""
 
     eos_token_ids = frozenset({10})
+    hidden_tokens: ClassVar[dict[int, str]] = {}
     chat_template = ChatTemplate("{{ messages }}{{ tools }}{{ thinking }}", Path("chat_template.jinja"))
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
