@@ -11,8 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import ClassVar
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
