@@ -13,9 +13,9 @@ _LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own servers send this
 
 
 def chat_logprobs(tokenizer: Tokenizer, logprobs: list[TokenLogprob]) -> dict[str, Any]:
-    """`logprobs` of a chat's choice or delta."""
+    """`logprobs` of a chat's choice or delta: of the tokens that its text shows, and not of the one that ends it."""
     content = []
-    for entry in logprobs:
+    for entry in _shown(tokenizer, logprobs):
         top = [_described(tokenizer, token, logprob) for token, logprob in entry.top]
         content.append({**_described(tokenizer, entry.token_id, entry.logprob), "top_logprobs": top})
     return {"content": content, "refusal": None}
@@ -37,10 +37,13 @@ class CompletionLogprobs:
             "top_logprobs": [None],
             "text_offset": [self._offset(first)],
         }
-        return {name: start[name] + entries for name, entries in self.generated(others).items()}
+        return {name: start[name] + entries for name, entries in self._of(others).items()}
 
     def generated(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
-        """Those of further tokens."""
+        """Those of generated tokens, without the one that ends the text."""
+        return self._of(_shown(self._tokenizer, logprobs))
+
+    def _of(self, logprobs: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
         return {
             "tokens": [_text(self._tokenizer, entry.token_id) for entry in logprobs],
             "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
@@ -61,10 +64,22 @@ def _finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
+def _shown(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> list[TokenLogprob]:
+    return [entry for entry in logprobs if entry.token_id not in tokenizer.hidden_tokens]
+
+
 def _text(tokenizer: Tokenizer, token: int) -> str:
-    return tokenizer.token_bytes(token).decode("utf-8", "replace")
+    """A name that no other token has: its text, the name of one that text does not show, or its bytes as OpenAI writes
+    those that are no text by themselves."""
+    if token in tokenizer.hidden_tokens:
+        return tokenizer.hidden_tokens[token]
+    spelt = tokenizer.token_bytes(token)
+    try:
+        return spelt.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt)
 
 
 def _described(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    spelt = tokenizer.token_bytes(token)
-    return {"token": spelt.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(spelt)}
+    spelt = list(tokenizer.token_bytes(token))
+    return {"token": _text(tokenizer, token), "logprob": _finite(logprob), "bytes": spelt}

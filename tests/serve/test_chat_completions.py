@@ -57,6 +57,15 @@ def test_logprobs_at_temperature_0_are_the_models(client):
     assert [entry for chunk in streamed for entry in chunk.choices[0].logprobs.content] == entries
 
 
+def test_logprobs_are_of_the_tokens_that_the_text_shows(client, demo_llm):
+    ask = {"model": "mlc_dsv3-demo", "messages": QUESTION, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+    choice = client.chat.completions.create(**ask).choices[0]
+    assert choice.finish_reason == "stop"
+    assert "".join(entry.token for entry in choice.logprobs.content) == choice.message.content
+    names = [[other.token for other in entry.top_logprobs] for entry in choice.logprobs.content]
+    assert all(len(set(each)) == 20 for each in names)  # bytes that are no text by themselves are not alike
+
+
 def test_sampling_settings_reach_the_model(client, demo_llm):
     def answer(**settings):
         return client.chat.completions.create(model="mlc_dsv3-demo", messages=QUESTION, **settings).choices[0]
