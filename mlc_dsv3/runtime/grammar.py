@@ -26,16 +26,22 @@ class Grammar:
 
     reasoning: what stands before: nothing; reasoning that the prompt has begun, up to </think>; or perhaps reasoning
     between tags of its own.
+    other: a Lark grammar that the answer may match instead.
     The first compilation of a grammar finds what else is wrong with it: see `Engine.prepare`.
     """
 
     kind: Kind
     text: str
     reasoning: Reasoning = "none"
+    other: str | None = None
 
     def behind_reasoning(self, *, begun: bool) -> Grammar:
         """The same for an answer whose reasoning is free. `begun`: the prompt ends with <think>."""
         return replace(self, reasoning="begun" if begun else "own")
+
+    def or_lark(self, text: str) -> Grammar:
+        """The same, or text that matches the rule `start` of a Lark grammar: calls of tools in place of an answer."""
+        return replace(self, other=_checked("Lark grammar", text))
 
     @staticmethod
     def json_object() -> Grammar:

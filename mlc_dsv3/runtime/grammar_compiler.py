@@ -123,13 +123,17 @@ class _Adapter:
 
 
 def _in_llguidances_terms(grammar: Grammar) -> str:
-    answer = _answer_in_llguidances_terms(grammar)
-    if grammar.reasoning == "none":
-        return json.dumps({"grammars": [answer]})
-    return json.dumps({"grammars": [{"lark_grammar": _REASONING[grammar.reasoning]}, {**answer, "name": "answer"}]})
+    form = _form_in_llguidances_terms(grammar)
+    answer = [{**form, "name": "answer"}]
+    if grammar.other is not None:
+        either = {"name": "answer", "lark_grammar": "start: @form | @other"}
+        answer = [either, {**form, "name": "form"}, {"name": "other", "lark_grammar": grammar.other}]
+    if grammar.reasoning != "none":  # the first grammar is the whole output's
+        answer.insert(0, {"name": "whole", "lark_grammar": _REASONING[grammar.reasoning]})
+    return json.dumps({"grammars": answer})
 
 
-def _answer_in_llguidances_terms(grammar: Grammar) -> dict[str, Any]:
+def _form_in_llguidances_terms(grammar: Grammar) -> dict[str, Any]:
     from llguidance import LLMatcher
 
     if grammar.kind == "Lark grammar":

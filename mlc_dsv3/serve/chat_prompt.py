@@ -85,8 +85,6 @@ def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choic
     Takes a while for a long one: not for the event loop.
     """
     tools = prompt.callable_tools()
-    if tools and params.grammar is not None:
-        raise UserError("an answer cannot both match something and be free to call tools; set tool_choice to none")
     opening = prompt.opening(service)
     return Job(
         [prompt.tokens(service)],
@@ -100,10 +98,16 @@ def chat_job(service: Service, prompt: ChatPrompt, params: SamplingParams, choic
 def _grammar(
     prompt: ChatPrompt, tools: Sequence[Tool], answer: Grammar | None, opening: str, output_format: OutputFormat
 ) -> Grammar | None:
-    """What the whole output must match: calls, or the answer that `answer` describes; reasoning before them is free."""
+    """What the whole output must match: calls that are required, or an answer that matches `answer`, or calls in its
+    place. Reasoning before them is free."""
     if isinstance(prompt.tool_choice, ToolChoice):
         return Grammar.lark(
             output_format.tool_grammar(tools, prompt.tool_choice, parallel=prompt.parallel, opening=opening)
+        )
+    if answer is not None and tools:
+        no_reasoning = END_OF_THINK  # which is free before either
+        answer = answer.or_lark(
+            output_format.tool_grammar(tools, ToolChoice(), parallel=prompt.parallel, opening=no_reasoning)
         )
     if answer is None or output_format.reasoning_parser == "none" or END_OF_THINK in opening:
         return answer

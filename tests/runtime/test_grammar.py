@@ -326,6 +326,15 @@ def test_reasoning_before_an_answer_is_free(answer: Grammar) -> None:
         assert allows_all(grammar, text) == whole, text
 
 
+def test_an_answer_may_match_the_other_grammar_instead() -> None:
+    for answer, right in ((Grammar.regex("[0-9]+x"), "12x"), (Grammar.lark('start: "yes"'), "yes")):
+        either = answer.or_lark('start: "<call>" name "</call>"\nname: /[a-z]+/')
+        behind = either.behind_reasoning(begun=True)
+        for text, whole in ((right, True), ("<call>aaa</call>", True), (f"<call>{right}", False), ("<call>12x", False)):
+            assert allows_all(either, text) == whole, text
+            assert allows_all(behind, f"<call></think>{text}") == whole, text
+
+
 def allows_all(grammar: Grammar, text: str) -> bool:
     """Whether a text is a whole answer. (Of what is forced, only the tokens that encode it are allowed.)"""
     matcher = COMPILER.matcher(grammar)

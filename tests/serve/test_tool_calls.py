@@ -86,6 +86,20 @@ def test_a_required_call_is_made_whole_and_streamed(gpt):
     assert pieces[-1].finish_reason == "tool_calls"
 
 
+def test_an_answer_with_a_form_may_call_tools_in_its_place(gpt):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [1, 2]}}}
+    reasons = set()
+    for seed in range(30):
+        ask = {**ASK, "response_format": form, "parallel_tool_calls": False, "temperature": 2.0, "seed": seed}
+        (choice,) = gpt.chat.completions.create(**ask).choices
+        reasons.add(choice.finish_reason)
+        if choice.finish_reason == "stop":
+            assert json.loads(choice.message.content) in (1, 2)
+        elif choice.finish_reason == "tool_calls":
+            assert _is_valid(json.loads(choice.message.tool_calls[0].function.arguments))
+    assert {"stop", "tool_calls"} <= reasons
+
+
 def test_a_named_tool_is_the_one_that_is_called(gpt, claude):
     named = {"type": "function", "function": {"name": "tides"}}
     answer = gpt.chat.completions.create(**ASK, tool_choice=named, temperature=1.5, seed=1).choices[0]
@@ -242,7 +256,6 @@ def test_effort_switches_thinking_where_the_template_has_a_switch(gpt, claude):
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "other"),
         ({"tools": [{"type": "function"}]}, "tool 1"),
         ({"tools": None, "tool_choice": "required"}, "no tools"),
-        ({"response_format": {"type": "json_object"}}, "tool_choice to none"),
         ({"messages": [*QUESTION, {"role": "assistant", "tool_calls": [{}]}]}, "message 2"),
         ({"messages": [*QUESTION, {"role": "assistant", "tool_calls": {"a": 1}}]}, "message 2"),
     ],
