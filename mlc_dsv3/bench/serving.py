@@ -19,6 +19,7 @@ from mlc_dsv3.progress import progress
 
 STALL = 2.0  # seconds between two pieces of an answer that nobody should wait
 SHARED_TOKENS, SHARED_REQUESTS, _OWN_TOKENS = 2000, 20, 20
+_BESIDE_TOKENS, _BESIDE_PROMPTS = 1500, 5
 _WINDOW = 1000  # requests whose memory is averaged
 
 Ask = Callable[[Client, int], Answer]  # a question by its number
@@ -57,6 +58,14 @@ class Shared:
     restarted: float
     reused_others: int
     reused_restarted: int
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Longest gap between two pieces of an answer, in seconds: alone, and while prompts of 2,000 tokens are read."""
+
+    alone: float
+    beside: float
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,26 @@ def measure_shared(start: Callable[[], ServerProcess], vocab_size: int) -> Share
         reused_others=min(answer.cached_tokens for answer in answers[1:]),
         reused_restarted=restarted.cached_tokens,
     )
+
+
+def measure_beside(server: ServerProcess, vocab_size: int) -> Beside:
+    """Stream one answer, and another while long prompts are read."""
+    tokens = random.Random(1)
+
+    def prompt(length: int) -> list[int]:
+        return [tokens.randrange(vocab_size) for _ in range(length)]
+
+    client, other = Client(server.port), Client(server.port)
+    alone = client.complete(prompt(_OWN_TOKENS), _BESIDE_TOKENS)
+    prompts = [prompt(SHARED_TOKENS) for _ in range(_BESIDE_PROMPTS)]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.complete, prompt(_OWN_TOKENS), _BESIDE_TOKENS)
+        for each in prompts:
+            other.complete(each, 1)
+        beside = answer.result()
+    client.close()
+    other.close()
+    return Beside(alone.longest_gap, beside.longest_gap)
 
 
 def measure_flatness(server: ServerProcess, questions: Questions, requests: int, clients: int) -> Flatness:

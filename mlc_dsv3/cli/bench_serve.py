@@ -20,7 +20,7 @@ from mlc_dsv3.cli.output import print_json, print_table, size
 from mlc_dsv3.errors import UserError
 
 if TYPE_CHECKING:
-    from mlc_dsv3.bench.serving import Flatness, Load, Questions, Shared
+    from mlc_dsv3.bench.serving import Beside, Flatness, Load, Questions, Shared
 
 _QUESTIONS = 100
 _MAX_TOKENS = 48
@@ -58,14 +58,14 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.requests < 0:
         raise UserError(f"--requests is {parsed.requests}; it must be at least 0")
     from mlc_dsv3.bench.server_process import ServerProcess
-    from mlc_dsv3.bench.serving import measure_flatness, measure_load, measure_shared
+    from mlc_dsv3.bench.serving import measure_beside, measure_flatness, measure_load, measure_shared
 
     options, vocab_size, window = _made(parsed)
     questions = _demo_questions() if parsed.model is None else _random_questions(vocab_size)
     with ServerProcess(options) as server:
         questions.ask_alone(server)
         loads = [measure_load(server, questions, count, parsed.seconds) for count in clients]
-    flatness, shared = None, None
+    flatness, shared, beside = None, None, None
     if parsed.requests:
         with ServerProcess(options) as server:
             flatness = measure_flatness(server, questions, parsed.requests, clients=8)
@@ -73,12 +73,14 @@ def run(parsed: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = partial(ServerProcess, [*options, "--cache-dir", folder])
             shared = measure_shared(start, vocab_size)
+        with ServerProcess(options) as server:
+            beside = measure_beside(server, vocab_size)
     if parsed.json:
-        parts = {"shared": shared, "memory": flatness}
+        parts = {"shared": shared, "beside": beside, "memory": flatness}
         found = {name: asdict(part) for name, part in parts.items() if part is not None}
         print_json({"load": [asdict(load) for load in loads], **found})
     else:
-        _print(loads, shared, flatness)
+        _print(loads, shared, beside, flatness)
 
 
 def _made(parsed: argparse.Namespace) -> tuple[list[str], int, int]:
@@ -120,7 +122,7 @@ def _least_window() -> int:
     return SHARED_TOKENS + 48
 
 
-def _print(loads: list[Load], shared: Shared | None, flatness: Flatness | None) -> None:
+def _print(loads: list[Load], shared: Shared | None, beside: Beside | None, flatness: Flatness | None) -> None:
     from mlc_dsv3.bench.serving import SHARED_REQUESTS, SHARED_TOKENS
 
     columns = [
@@ -164,6 +166,11 @@ def _print(loads: list[Load], shared: Shared | None, flatness: Flatness | None) 
                 ["after a restart", _ms(shared.restarted), f"{shares[1]:.0%}", shared.reused_restarted],
             ],
             ["request", "ms", "share", "tokens reused"],
+        )
+    if beside:
+        print(
+            f"\nlongest gap in an answer: {_ms(beside.alone)} alone, {_ms(beside.beside)} while prompts of "
+            f"{SHARED_TOKENS} tokens are read"
         )
     if flatness:
         change = flatness.last_bytes / flatness.first_bytes - 1

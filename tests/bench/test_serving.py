@@ -55,4 +55,5 @@ def test_the_demo_is_served_to_several_clients(capsys: pytest.CaptureFixture[str
         assert 0 < load["first_median"] <= load["first_99"]
     assert told["shared"]["reused_others"] == 2000
     assert told["shared"]["reused_restarted"] == 1984
+    assert 0 < told["beside"]["beside"] < 2
     assert told["memory"]["requests"] == 20 and told["memory"]["errors"] == 0
