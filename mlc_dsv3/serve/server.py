@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from mlc_dsv3.errors import UserError
 
 _HEAD_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 75
+_PREPARING_THREADS = 32
 _FAREWELL_SECONDS = 1.0  # for the last words to clients that read them
 
 
@@ -88,6 +90,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
+        # Prompts are prepared on threads, and some wait seconds for a grammar's trial: not all of them at once.
+        executor = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        asyncio.get_running_loop().set_default_executor(executor)
         await super().startup(sockets)
         self._started()
 

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from marks import quick_first
 from served import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="httpx is missing: pip install '.[test]'")
@@ -195,37 +196,37 @@ def test_a_bug_of_ours_is_an_error_object_and_the_server_lives(demo_server, demo
     assert _post(demo_server, {"messages": QUESTION, "max_tokens": 1}).status_code == 200
 
 
-def test_signals(demo_is_made, tmp_path):
+@pytest.mark.parametrize("signals", quick_first([1, 2]))
+def test_signals(demo_is_made, signals):
     """The first lets answers finish, and a second one does not wait."""
-    for signals in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlc_dsv3", "serve", "--port", str(port), "--speculative", "off"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert f"http://127.0.0.1:{port}/" in line
-        origin = f"http://127.0.0.1:{port}"
-        assert _answers(origin)  # from the moment on that the line is there
-        with httpx.stream("POST", f"{origin}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            for _ in range(signals):
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.3)
-            if signals == 1:
-                assert not _answers(origin)
-                assert list(lines)[-2] == "data: [DONE]"
-            else:
-                *_, error, _, done, _ = list(lines)
-                assert "shutting down" in error
-                assert done == "data: [DONE]"
-        assert process.wait(timeout=5) == 0
-        assert "Traceback" not in process.stderr.read()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlc_dsv3", "serve", "--port", str(port), "--speculative", "off"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert f"http://127.0.0.1:{port}/" in line
+    origin = f"http://127.0.0.1:{port}"
+    assert _answers(origin)  # from the moment on that the line is there
+    with httpx.stream("POST", f"{origin}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)  # two that wait at the same time are one
+        if signals == 1:
+            wait_until(lambda: not _answers(origin))
+            assert list(lines)[-2] == "data: [DONE]"
+        else:
+            *_, error, _, done, _ = list(lines)
+            assert "shutting down" in error
+            assert done == "data: [DONE]"
+    assert process.wait(timeout=5) == 0
+    assert "Traceback" not in process.stderr.read()
 
 
 def _answers(origin: str) -> bool:
