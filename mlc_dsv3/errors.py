@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 from relax_model.errors import ConfigError
 
@@ -20,6 +21,17 @@ class ContextWindowError(UserError):
 
 class MessageTooLongError(ContextWindowError):
     """A message that does not fit in the context window by itself, so that a shorter conversation is no help."""
+
+
+class ModelFileError(UserError):
+    """What a model's `part` in the file or folder `origin` does not do for a request; `what` begins with a verb.
+
+    `without_origin` is the text for a server's clients, whom the server's paths do not concern.
+    """
+
+    def __init__(self, part: str, origin: Path, what: str) -> None:
+        super().__init__(f"{part} in {origin} {what}")
+        self.without_origin = f"{part} {what}"
 
 
 class ForkError(UserError):

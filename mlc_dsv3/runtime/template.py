@@ -18,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mlc_dsv3.errors import UserError, said
+from mlc_dsv3.errors import ModelFileError, UserError, said
 from mlc_dsv3.json_files import read_json
 from mlc_dsv3.regular_files import regular_size
 from mlc_dsv3.runtime.control_tokens import BREAK
@@ -26,6 +26,7 @@ from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.weights.files import TOOL_TEMPLATE
 from relax_model.fields import named, shown
 
+_PART = "the chat template"  # of a model, as errors name it
 _NAMED_FOR_TOOLS, _DEFAULT = "tool_use", "default"
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 
@@ -43,7 +44,7 @@ class ChatTemplate:
             self._templates = {name: environment.from_string(text) for name, text in texts.items()}
             names = [node for text in texts.values() for node in environment.parse(text).find_all(jinja2.nodes.Name)]
         except jinja2.TemplateError as error:
-            raise UserError(f"the chat template in {origin} is not valid Jinja: {said(error)}") from error
+            raise ModelFileError(_PART, origin, f"is not valid Jinja: {said(error)}") from error
         # Not jinja2.meta's undeclared variables: those leave out what the template gives a default.
         self.variables = frozenset(node.name for node in names if node.ctx == "load")
 
@@ -64,9 +65,11 @@ class ChatTemplate:
         path = folder / "tokenizer_config.json"
         if configured:
             return ChatTemplate(_texts(configured, path), path)
-        raise UserError(
-            f"{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
-            "for a base model, chat --raw sends the text as it is"
+        raise ModelFileError(
+            "the model",
+            folder,
+            "has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
+            "for a base model, chat --raw sends the text as it is",
         )
 
     def refuse_unread(
@@ -74,10 +77,10 @@ class ChatTemplate:
     ) -> None:
         """UserError for tools and variables that no template of these reads: they would be without effect."""
         if tools and "tools" not in self.variables and _NAMED_FOR_TOOLS not in self._templates:
-            raise UserError(f"the chat template in {self.origin} does not read tools; leave them out")
+            raise ModelFileError(_PART, self.origin, "does not read tools; leave them out")
         unknown = sorted((variables or {}).keys() - self.variables)
         if unknown:
-            raise UserError(f"the chat template in {self.origin} has no variable {unknown[0]} (template_kwargs)")
+            raise ModelFileError(_PART, self.origin, f"has no variable {unknown[0]} (template_kwargs)")
 
     def render(
         self,
@@ -99,12 +102,12 @@ class ChatTemplate:
         try:
             return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
         except Exception as error:  # a template can raise any error of Python's, and all of them are its own
-            raise UserError(f"the chat template in {self.origin} refuses the conversation: {said(error)}") from error
+            raise ModelFileError(_PART, self.origin, f"refuses the conversation: {said(error)}") from error
 
     def _named(self, name: str) -> jinja2.Template:
         if name not in self._templates:
             known = ", ".join(map(named, sorted(self._templates)))
-            raise UserError(f"{self.origin} names no default chat template, only {known}")
+            raise ModelFileError("the list of templates", self.origin, f"names no default chat template, only {known}")
         return self._templates[name]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from mlc_dsv3.errors import UserError
+from mlc_dsv3.errors import ModelFileError, UserError
 from mlc_dsv3.runtime.call_form import CallForm, call_form
 from mlc_dsv3.runtime.control_tokens import BREAK, END_OF_THINK, OWN, THINK
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation, Message, template_messages
@@ -190,9 +190,11 @@ class Tokenizer:
             # A normalizer has made control tokens of other characters, such as full-width ones.
         ids = self._vocabulary.encode_chat(marked)
         if self._count_control(ids) > marked.count(OWN):
-            raise UserError(
-                f"the tokenizer in {self.folder} makes a control token of ordinary text; "
-                "parse_control_tokens (chat --parse-control-tokens) accepts that"
+            raise ModelFileError(
+                "the tokenizer",
+                self.folder,
+                "makes a control token of ordinary text; "
+                "parse_control_tokens (chat --parse-control-tokens) accepts that",
             )
         return ids
 

@@ -13,7 +13,14 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from mlc_dsv3.errors import MACHINE_ERRORS, USER_ERRORS, ContextWindowError, NotFiniteError, one_line
+from mlc_dsv3.errors import (
+    MACHINE_ERRORS,
+    USER_ERRORS,
+    ContextWindowError,
+    ModelFileError,
+    NotFiniteError,
+    one_line,
+)
 from mlc_dsv3.runtime.sampling import SamplingParams
 
 _log = logging.getLogger("uvicorn.error")
@@ -74,6 +81,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(500, one_line(error))
     if isinstance(error, ContextWindowError):
         return ApiError(400, one_line(error), code="context_length_exceeded")
+    if isinstance(error, ModelFileError):
+        return ApiError(400, one_line(error.without_origin)[:_MOST_SHOWN])
     if isinstance(error, USER_ERRORS):
         return ApiError(400, one_line(error)[:_MOST_SHOWN], param=_named(str(error)))
     if isinstance(error, MACHINE_ERRORS):

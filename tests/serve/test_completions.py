@@ -100,6 +100,24 @@ def test_mistakes_are_said(http, path, body, status, words):
     assert words in answer.json()["error"]["message"]
 
 
+TOOLS = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (TOOLS, "the chat template does not read tools"),
+        ({"chat_template_kwargs": {"x": 1}}, "the chat template has no variable x"),
+        ({"messages": [{"role": "nobody", "content": ""}]}, "the chat template refuses the conversation"),
+    ],
+)
+def test_clients_do_not_see_the_servers_paths(http, demo_llm, options, words):
+    answer = http.post("/tokenize", json={"messages": [{"role": "user", "content": "x"}], **options})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert str(demo_llm.tokenizer.folder) not in answer.text
+
+
 def test_a_base_model_completes_and_does_not_chat(demo_llm, monkeypatch, capsys):
     from mlc_dsv3.serve.service import Service
 
