@@ -201,6 +201,9 @@ class Scheduler:
         pages = sequence.pages[sequence.computed // self._page_size : stop // self._page_size]
         if not self.saved.load(sequence.saved.popleft(), pages):
             sequence.saved.clear()
+            # A block that is there in part is computed from its beginning.
+            kept = self._forms.reusable(sequence.computed, sequence.prompt_length)
+            sequence.computed = sequence.reused = kept
             return 0
         sequence.computed = sequence.reused = stop
         return self.saved.segment_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -94,6 +95,19 @@ def test_a_damaged_segment_ends_the_reuse_and_changes_no_answer(tmp_path: Path) 
     assert again.ask(prompt(1500)) < (1500 - 1) // SEGMENT * SEGMENT
     again.stop()
     assert Server(tmp_path).ask(prompt(1500)) == (1500 - 1) // SEGMENT * SEGMENT, "it is saved anew"
+
+
+@pytest.mark.parametrize(("loaded", "reused"), [(0, 0), (3, 0), (8, 512), (9, 512), (20, 1280)])
+def test_a_segment_that_is_gone_inside_an_expanded_block_falls_back_to_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: int, reused: int
+) -> None:
+    first = Server(tmp_path, block=512)
+    first.ask(prompt(1500))
+    first.stop()
+    second = Server(tmp_path, block=512)
+    load, calls = second.store.load, itertools.count()
+    monkeypatch.setattr(second.store, "load", lambda *run: load(*run) if next(calls) < loaded else None)
+    assert second.ask(prompt(1500)) == reused
 
 
 def test_others_decode_while_a_prefix_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
