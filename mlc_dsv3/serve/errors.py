@@ -26,6 +26,8 @@ from mlc_dsv3.runtime.sampling import SamplingParams
 _log = logging.getLogger("uvicorn.error")
 _MOST_SHOWN = 400  # characters of a message that repeats what a client sent
 
+# Types that a field or a body may have one of, as the framework names them in an error's place.
+_UNIONS_MEMBERS = ("str", "int", "float", "bool", "Conversation", "PlainText")
 _SETTINGS = {field.name for field in dataclasses.fields(SamplingParams)}
 _OPENAI_TYPES = {
     401: "authentication_error",
@@ -134,7 +136,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 def _is_a_unions_member(part: int | str) -> bool:
     """Whether a place's part names one of several types that a field may have, and no field."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
+    return isinstance(part, str) and (part in _UNIONS_MEMBERS or "[" in part)
 
 
 def _named(text: str) -> str | None:

@@ -11,9 +11,11 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from mlc_dsv3.runtime.sampling import MAX_LOGPROBS
 from mlc_dsv3.serve.answer import Piece
 from mlc_dsv3.serve.answer_form import AnswerForm
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, chat_job, openai_tool_choice
+from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.formats import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from mlc_dsv3.serve.generation import Generation
 from mlc_dsv3.serve.json_response import JsonResponse
@@ -32,12 +34,12 @@ class ChatRequest(Bookkeeping, Sampling, AnswerForm):
     model: str | None = None
     messages: Items[dict[str, Any]] = Field(min_length=1)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Needs `logprobs`.")
     tools: Items[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -47,8 +49,11 @@ class ChatRequest(Bookkeeping, Sampling, AnswerForm):
     modalities: Items[Literal["text"]] | None = None
 
     def alternatives(self) -> int | None:
-        """How many alternatives to report with each token; None reports no logprobs."""
+        """How many alternatives to report with each token; None reports no logprobs. ApiError for alternatives
+        alone."""
         if not self.logprobs:
+            if self.top_logprobs:
+                raise ApiError(400, "top_logprobs has no effect without logprobs: true", param="top_logprobs")
             return None
         return self.top_logprobs or 0
 

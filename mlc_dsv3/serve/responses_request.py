@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
+from mlc_dsv3.runtime.sampling import MAX_LOGPROBS
 from mlc_dsv3.serve.answer_form import JsonSchema
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, openai_tool_choice
 from mlc_dsv3.serve.errors import ApiError
@@ -68,7 +69,7 @@ class ResponsesRequest(Bookkeeping, Sampling):
     store: bool | None = Field(None, description="Whether the response can be gone on from later (true).")
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
     tools: Items[ResponsesTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -76,7 +77,7 @@ class ResponsesRequest(Bookkeeping, Sampling):
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     include: Items[str] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

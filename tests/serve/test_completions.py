@@ -14,6 +14,7 @@ from mlc_dsv3.errors import UserError
 httpx = pytest.importorskip("httpx", reason="httpx is missing: pip install '.[test]'")
 
 TEXT = "The capital of Veloria is"
+MESSAGES = [{"role": "user", "content": "x"}]
 
 
 def test_text_and_token_ids_are_continued_alike(client, demo_llm):
@@ -98,6 +99,26 @@ def test_mistakes_are_said(http, path, body, status, words):
     answer = http.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 0}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_completion_tokens": 0}, "max_completion_tokens"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "top_logprobs": 2}, "top_logprobs"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+        ("/v1/responses", {"input": "x", "top_logprobs": 21}, "top_logprobs"),
+        ("/tokenize", {"messages": []}, "messages"),
+    ],
+)
+def test_mistakes_name_the_field_that_the_client_sent(http, path, body, param):
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(param)
 
 
 TOOLS = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}
