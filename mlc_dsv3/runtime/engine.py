@@ -210,7 +210,7 @@ class Engine:
                 yield start, stop, self._model.step(_batch((Work(sequence, start, stop),), wanted, expanded))
                 start = stop
         finally:
-            self._scheduler.pool.release(pages)
+            self._scheduler.give_back(pages)
 
     @property
     def occupancy(self) -> Occupancy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -100,6 +101,7 @@ class LLM:
         self.artifact, self.device = prepared.artifact, prepared.device
         store = _store(cache_dir, cache_dir_bytes, prepared)
         self._loop = EngineLoop()
+        self._reading = threading.Lock()  # two prompts at once may want more pages than there are
         self._engine: Engine | None = None
         weakref.finalize(self, self._loop.close)
         try:
@@ -220,11 +222,12 @@ class LLM:
         engine = self._open_engine()
         engine.check(token_ids, SamplingParams())
         steps, found = engine.prompt_logprobs(token_ids, alternatives), []
-        try:
-            while (step := self._loop.run(lambda: next(steps, None))) is not None:
-                found += step
-        finally:
-            self._loop.run(steps.close)
+        with self._reading:
+            try:
+                while (step := self._loop.run(lambda: next(steps, None))) is not None:
+                    found += step
+            finally:
+                self._loop.run(steps.close)
         return found
 
     def read(

@@ -77,6 +77,7 @@ class Scheduler:
         self._max_rows, self._max_batch = max_rows, max_batch
         self._exact_rows = exact_rows or max_rows
         self._last_was_expanded = False
+        self._borrowed = 0  # pages
         self._refused: tuple[Sequence, int] | None = None  # the head that did not fit, and the cache's changes then
 
     def save_to(self, store: PageStore, content: PageContent) -> None:
@@ -99,7 +100,8 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def plan(self) -> Plan | None:
-        """The next step; None where nothing waits or runs. Every plan makes progress."""
+        """The next step; None where nothing waits or runs, or only for pages that are borrowed. Every plan makes
+        progress."""
         self._admit()
         self._load_saved()
         if not self.running:
@@ -107,7 +109,9 @@ class Scheduler:
         # Blocks run alone, so they take turns with the rows of the others.
         order = (self._mixed, self._expanded) if self._last_was_expanded else (self._expanded, self._mixed)
         plan = order[0]() or order[1]()
-        assert plan is not None, "no running sequence could be given a row"
+        if plan is None:
+            assert self._borrowed, "no running sequence could be given a row"
+            return None
         self._last_was_expanded = plan.expanded
         return plan
 
@@ -120,7 +124,8 @@ class Scheduler:
             self.prefix.insert(prompt, sequence.pages, sequence.prompt_length, partial=False)
 
     def borrow(self, count: int) -> list[int]:
-        """`count` pages for work outside the schedule, running sequences giving theirs up if need be."""
+        """`count` pages for work outside the schedule, until `give_back`; running sequences give theirs up if need
+        be."""
         pages: list[int] = []
         while len(pages) < count:
             page = self._take_page()
@@ -131,7 +136,13 @@ class Scheduler:
             else:
                 self.pool.release(pages)
                 raise RuntimeError(f"{count} pages are wanted of a cache of {self.pool.num_pages}")
+        self._borrowed += count
         return pages
+
+    def give_back(self, pages: list[int]) -> None:
+        """End a loan: what waits may fit now."""
+        self._borrowed -= len(pages)
+        self.prefix.release(pages)
 
     def _admit(self) -> None:
         """Start waiting sequences while the rows of the next step are not all spoken for and their pages are there.
@@ -151,7 +162,7 @@ class Scheduler:
             promised = sum(max(0, self._pages_for(other.tokens) - len(other.pages)) for other in self.running)
             needed = promised + self._pages_for(sequence.tokens) - match.num_pages
             if needed > self.pool.free + self.prefix.evictable() - self.prefix.pinned_by(match):
-                assert self.running, "a sequence alone does not fit in the cache"
+                assert self.running or self._borrowed, "a sequence alone does not fit in the cache"
                 self._refused = (sequence, self.prefix.changes)
                 return
             self.waiting.popleft()

@@ -439,3 +439,19 @@ def test_any_schedule_gives_the_references_tokens_and_returns_all_pages(
         assert sum(update.finish_reason is not None for update in collected[request]) == 1
     engine.clear_cache()
     assert engine.free_pages == num_pages
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_requests_wait_for_the_pages_that_reading_a_prompt_has_borrowed(steps_before: int) -> None:
+    engine = make_engine(num_pages=24)  # of 4 tokens
+    tokens = [place % 7 for place in range(92)]
+    request = engine.submit(tokens[:15], SamplingParams(temperature=0, max_tokens=9))
+    for _ in range(steps_before):
+        engine.step()
+    reading = engine.prompt_logprobs(tokens, 0)
+    next(reading)
+    for _ in range(10):
+        assert engine.step() == [], "one page is left"
+    for _ in reading:
+        pass
+    assert run(engine)[request][-1].finish_reason == "length"

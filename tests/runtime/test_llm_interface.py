@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -400,3 +401,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert (mlc_dsv3.ForkError, mlc_dsv3.UserError) == (ForkError, UserError)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mlc_dsv3.nothing
+
+
+@pytest.mark.usefixtures("demo_is_made")
+def test_prompts_whose_logprobs_are_wanted_at_once_share_the_cache() -> None:
+    prompts = [[10 + (place * 7 + number) % 400 for place in range(1900)] for number in range(3)]
+    with LLM(context_window=2048, cache_tokens=2048) as llm, ThreadPoolExecutor(3) as pool:
+        assert [len(entries) for entries in pool.map(llm.prompt_logprobs, prompts)] == [1899] * 3
