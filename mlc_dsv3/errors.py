@@ -1,5 +1,6 @@
 """What a user or a machine can cause: one line that says what, where and what to do, and the exit code 2."""
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -48,6 +49,16 @@ MACHINE_ERRORS = (DeviceError, MemoryError)
 _MOST_SAID = 500  # characters
 # C0 and C1, and what turns the direction of writing.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def to_raise(error: Exception) -> Exception:
+    """A copy of an error that several requests end with. Raising adds to an error's traceback, and a device that failed
+    ends every later request, too."""
+    try:
+        own = copy.copy(error)
+    except TypeError:  # its class takes other arguments than those that it keeps
+        return error
+    return own.with_traceback(error.__traceback__)
 
 
 def reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Unpack
 
+from mlc_dsv3.errors import to_raise
 from mlc_dsv3.runtime.completion import Completion, Update, joined
 from mlc_dsv3.runtime.llm import LLM, Prompt
 from mlc_dsv3.runtime.messages import ChatOptions, Conversation
@@ -54,7 +55,7 @@ class AsyncLLM:
             while True:
                 update = await inbox.get()
                 if update.error is not None:
-                    raise update.error
+                    raise to_raise(update.error)
                 yield update
                 if update.finish_reason is not None:
                     return

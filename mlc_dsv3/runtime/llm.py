@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from mlc_dsv3.errors import DeviceError, UserError, note
+from mlc_dsv3.errors import DeviceError, UserError, note, to_raise
 from mlc_dsv3.limits import Limits
 from mlc_dsv3.runtime.capacity import Room, plan_cache
 from mlc_dsv3.runtime.completion import Completion, TokenLogprob, Update, joined
@@ -291,7 +291,7 @@ class LLM:
         with self.running(request, inbox.put):
             for update in _updates(inbox):
                 if update.error is not None:
-                    raise update.error
+                    raise to_raise(update.error)
                 yield update
 
     def prepare(self, token_ids: Sequence[int], params: SamplingParams | None = None) -> Request:
@@ -388,7 +388,7 @@ def _answered(completions: list[Completion]) -> list[Completion]:
     """The completions; raises the first error where there is nothing else."""
     errors = [completion.error for completion in completions if completion.error is not None]
     if errors and len(errors) == len(completions):
-        raise errors[0]
+        raise to_raise(errors[0])
     return completions
 
 

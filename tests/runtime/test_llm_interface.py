@@ -226,8 +226,13 @@ def test_a_device_that_was_lost_stays_lost(parts: Parts) -> None:
     with pytest.raises(DeviceError):
         llm.generate("one", GREEDY)
     parts.model.step = step
-    with pytest.raises(DeviceError, match="the device was lost"):
-        llm.generate("one", GREEDY)
+    for ask in (lambda: llm.generate("one", GREEDY), lambda: list(llm.stream("one", GREEDY))):
+        depths = []
+        for _ in range(3):
+            with pytest.raises(DeviceError, match="the device was lost") as raised:
+                ask()
+            depths.append(len(raised.traceback))
+        assert len(set(depths)) == 1, "its traceback grows with each request"
 
 
 def test_an_async_client_reads_several_streams_at_once(parts: Parts) -> None:
