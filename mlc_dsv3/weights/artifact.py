@@ -17,6 +17,7 @@ from mlc_dsv3.json_files import naming, warn_of_absent
 from mlc_dsv3.progress import progress as progress_bar
 from mlc_dsv3.weights.chat_config import FILE_NAME, read_chat_config
 from mlc_dsv3.weights.files import Progress, md5
+from mlc_dsv3.weights.mapping import mapped
 from mlc_dsv3.weights.plan import ALIGNMENT, TENSOR_CACHE
 from mlc_dsv3.weights.tensor_cache import Shard, read_shards
 from relax_model.config import ModelConfig, parse_config
@@ -70,7 +71,7 @@ class Artifact:
         """
         arrays: dict[str, np.ndarray] = {}
         for shard in self.shards:
-            data = np.memmap(self.path / shard.name, np.uint8, mode="c")
+            data = mapped(self.path / shard.name)
             for array in shard.arrays:
                 raw, spec = data[array.offset : array.offset + array.nbytes], array.spec
                 arrays[array.name] = raw.view(_STORED_AS.get(spec.dtype, spec.dtype)).reshape(spec.shape)

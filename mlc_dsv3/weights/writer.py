@@ -23,6 +23,7 @@ from mlc_dsv3.output_paths import artifact_folder, folder_made
 from mlc_dsv3.weights import chat_config
 from mlc_dsv3.weights.files import GENERATION_CONFIG, TOKENIZER_FILES, Progress, copy_files, md5
 from mlc_dsv3.weights.lock import exclusive
+from mlc_dsv3.weights.mapping import make_huge_pages
 from mlc_dsv3.weights.plan import TENSOR_CACHE, Plan, shard_name
 
 _MOST_WORKERS = 16
@@ -95,7 +96,8 @@ def _write_piece(piece: Piece, placed: Plan, shards: list[Path]) -> int:
     for name, array in stored.items():
         record = placed.records[name]
         row_bytes = array.nbytes // array.shape[0]
-        _write(shards[record.shard], array, record.offset + piece.row * row_bytes)
+        place = record.offset + piece.row * row_bytes
+        _write(shards[record.shard], array, place, placed.shard_sizes[record.shard])
     return sum(array.nbytes for array in stored.values())
 
 
@@ -104,11 +106,12 @@ def _create(path: Path, size: int) -> None:
         os.ftruncate(file.fileno(), size)
 
 
-def _write(path: Path, array: np.ndarray, offset: int) -> None:
-    """Write the array's bytes at `offset`; several threads may, each its own part."""
+def _write(path: Path, array: np.ndarray, offset: int, size: int) -> None:
+    """Write the array's bytes at `offset` of a file of `size` bytes; several threads may, each its own part."""
     rest = memoryview(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
     # Opened for each block: a large model has more shards than a process may hold open files.
     with path.open("r+b", buffering=0) as file, _named(path):
+        make_huge_pages(file.fileno(), size, offset, offset + len(rest))
         while rest:
             count = os.pwrite(file.fileno(), rest, offset)
             rest, offset = rest[count:], offset + count
