@@ -1,8 +1,8 @@
 """Weights in the page cache: mapped and written in huge pages, where the system has them for files.
 
 A sweep over weights in pages of 2 MiB misses the processor's address cache once where it misses 512 times in pages of
-4 KiB: two threads of a Xeon read 30 GB/s and not 28, and a model decodes 13 % faster. Recent versions of Linux have such
-pages for files of ext4, XFS and Btrfs.
+4 KiB: two threads of a Xeon read 30 GB/s and not 28, and a model decodes 13 % faster. Recent versions of Linux have
+such pages for files of ext4, XFS and Btrfs.
 """
 
 from __future__ import annotations
