@@ -160,7 +160,7 @@ def test_tools_of_openais_own_servers_are_not_told_to_the_model(http, demo_llm):
         ({"previous_response_id": "resp_none"}, 404, "resp_none"),
         ({"conversation": "c"}, 400, "conversation"),
         ({"background": True}, 400, "background"),
-        ({"max_output_tokens": 0}, 400, "max_tokens"),
+        ({"max_output_tokens": 0}, 400, "max_output_tokens"),
     ],
 )
 def test_mistakes_are_said(http, change, status, words):
