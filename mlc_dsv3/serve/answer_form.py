@@ -25,21 +25,30 @@ class JsonSchema(Strict):
     strict: bool | None = None
 
 
+FormType = Literal["text", "json_object", "json_schema"]
+
+
+def form_grammar(form: FormType, schema: dict[str, Any] | None, missing: ApiError) -> Grammar | None:
+    """The grammar of a form; None for text. Raises `missing` for a form that needs a schema and has none."""
+    if form == "text":
+        return None
+    if form == "json_object":
+        return Grammar.json_object()
+    if schema is None:
+        raise missing
+    return Grammar.json_schema(schema)
+
+
 class ResponseFormat(Strict):
     """The form of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: FormType
     json_schema: JsonSchema | None = None
 
     def grammar(self) -> Grammar | None:
         """The grammar that it comes to; None for text."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return Grammar.json_object()
-        if self.json_schema is None:
-            raise ApiError(400, "response_format of the type json_schema needs json_schema", param="response_format")
-        return Grammar.json_schema(self.json_schema.json_schema)
+        missing = ApiError(400, "response_format of the type json_schema needs json_schema", param="response_format")
+        return form_grammar(self.type, self.json_schema and self.json_schema.json_schema, missing)
 
 
 class AnswerForm(Strict):

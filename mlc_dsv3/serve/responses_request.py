@@ -10,7 +10,7 @@ from pydantic import Field
 from mlc_dsv3.runtime.grammar import Grammar
 from mlc_dsv3.runtime.messages import Message
 from mlc_dsv3.runtime.sampling import MAX_LOGPROBS
-from mlc_dsv3.serve.answer_form import JsonSchema
+from mlc_dsv3.serve.answer_form import FormType, JsonSchema, form_grammar
 from mlc_dsv3.serve.chat_prompt import ChatPrompt, openai_tool_choice
 from mlc_dsv3.serve.errors import ApiError
 from mlc_dsv3.serve.request import Bookkeeping, Items, Sampling, Strict
@@ -24,18 +24,13 @@ _TEXT_PARTS = ("input_text", "output_text", "text", "reasoning_text", "summary_t
 class TextFormat(JsonSchema):
     """The form of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: FormType
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
 
     def grammar(self) -> Grammar | None:
         """The grammar that it comes to; None for text."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return Grammar.json_object()
-        if self.json_schema is None:
-            raise ApiError(400, "text.format of the type json_schema needs a schema", param="text.format.schema")
-        return Grammar.json_schema(self.json_schema)
+        missing = ApiError(400, "text.format of the type json_schema needs a schema", param="text.format.schema")
+        return form_grammar(self.type, self.json_schema, missing)
 
 
 class TextConfig(Strict):
